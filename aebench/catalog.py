@@ -1,0 +1,247 @@
+"""Catalog: reads ``experiments/`` and ``figures/`` and resolves the names that a user types."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from aebench.calibration import Calibration
+from aebench.errors import NotFoundError, SpecError, near_misses
+from aebench.experiment import Experiment
+from aebench.toml_files import FigureFile, PaperFile, check, read_toml
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from aebench.claims import ClaimFile
+    from aebench.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout: the folder that holds ``experiments/`` and ``figures/``."""
+
+NOT_PAPERS = ("hello",)
+"""Folders that hold no paper; ``all`` leaves them out, and a bare paper-like name still finds them."""
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A figure's files, before its points and claims are read."""
+
+    figure_id: str
+    path: Path
+    file: FigureFile
+
+    @property
+    def paper(self) -> str:
+        """Folder name of the paper."""
+        return self.figure_id.partition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """``figureN``."""
+        return self.figure_id.partition("/")[2]
+
+    @property
+    def experiment_id(self) -> str:
+        """``paper/name`` of the experiment that it draws."""
+        return f"{self.paper}/{self.file.experiment}"
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything that is declared below one root."""
+
+    root: Path = ROOT
+
+    @cached_property
+    def papers(self) -> dict[str, PaperFile]:
+        """Papers by folder name, in order."""
+        folders = sorted((self.root / "experiments").glob("*/paper.toml"))
+        if not folders:
+            raise NotFoundError(
+                f"{self.root}: no experiments/*/paper.toml here. aebench runs from a checkout: pip install -e ."
+            )
+        return {path.parent.name: check(PaperFile, read_toml(path), path) for path in folders}
+
+    @cached_property
+    def figures(self) -> dict[str, Declared]:
+        """Figures by id, in printed order."""
+        found = {}
+        for paper in self.papers:
+            paths = sorted((self.root / "figures" / paper).glob("*.toml"), key=_printed_order)
+            for path in paths:
+                figure_id = f"{paper}/{path.stem}"
+                found[figure_id] = Declared(figure_id, path, check(FigureFile, read_toml(path), path))
+        self._check_names(found)
+        return found
+
+    def resolve(self, names: Sequence[str]) -> list[Declared]:
+        """The figures that names mean: ids, unique or owned bare names, topics, papers, experiments, ``all``."""
+        figures: dict[str, Declared] = {}
+        for name in names:
+            for figure_id in self._meant(name):
+                figures[figure_id] = self.figures[figure_id]
+        return list(figures.values())
+
+    def experiment(self, experiment_id: str, scale: str = "paper", settings: Sequence[str] = ()) -> Experiment:
+        """An experiment by id."""
+        paper, _, name = experiment_id.partition("/")
+        path = self.root / "experiments" / paper / f"{name}.toml"
+        return Experiment.read(path, self.calibration(paper), scale, settings)
+
+    def calibration(self, paper: str) -> Calibration:
+        """What the paper's points were used for."""
+        return Calibration.read(self.root / "experiments" / paper / "calibration.toml")
+
+    def figure(self, declared: Declared, experiment: Experiment) -> "Figure":
+        """A figure with its points, claims and notes."""
+        from aebench.figure import Figure, PlotSpec
+
+        folder = declared.path.parent
+        plot = declared.file.plot.model_dump()
+        order = {key: [str(value) for value in values] for key, values in experiment.file.grid.items()}
+        keys = [plot[place] for place in ("panel", "x", "series") if plot[place] is not None]
+        for key in keys:
+            if key not in experiment.file.grid:
+                known = ", ".join(experiment.file.grid)
+                raise SpecError(declared.path, "plot", f"the experiment has no grid key {key!r}. Known: {known}")
+        notes = folder / f"{declared.name}.md"
+        return Figure(
+            figure_id=declared.figure_id,
+            paper=declared.paper,
+            shows=declared.file.shows,
+            experiment=declared.experiment_id,
+            plot=PlotSpec(**plot, labels=declared.file.labels, order=order),
+            paper_points=self._paper_points(declared, experiment),
+            claims=self.claims(declared),
+            notes=notes.read_text(encoding="utf-8") if notes.exists() else None,
+            folder=folder,
+            grid=[{key: str(value) for key, value in cell.items()} for cell in experiment.cells()],
+        )
+
+    def claims(self, declared: Declared) -> "ClaimFile":
+        """The figure's claims; none when there is no such file."""
+        from aebench.claims import parse
+
+        path = declared.path.with_suffix(".claim")
+        if not path.exists():
+            return parse("", path)
+        try:
+            return parse(path.read_text(encoding="utf-8"), path)
+        except UnicodeDecodeError as error:
+            raise SpecError(path, "", f"not UTF-8 text (byte {error.start})") from error
+
+    def _paper_points(self, declared: Declared, experiment: Experiment) -> "pd.DataFrame | None":
+        if declared.file.paper is None:
+            return None
+        path = declared.path.parent / declared.file.paper
+        columns = [*experiment.grid_keys, declared.file.plot.y]
+        return read_paper_points(path, columns, declared.file.plot.y)
+
+    def _meant(self, name: str) -> list[str]:
+        if name == "all":
+            return [figure_id for figure_id in self.figures if figure_id.partition("/")[0] not in NOT_PAPERS]
+        if name in self.figures:
+            return [name]
+        if name in self.papers:
+            return [figure_id for figure_id in self.figures if figure_id.startswith(f"{name}/")]
+        for meaning in (self._by_topic(name), self._by_bare_name(name), self._by_experiment(name)):
+            if meaning:
+                return meaning
+        raise NotFoundError(f"no figure, paper or topic {name!r}.{near_misses(name, self.known_names())}")
+
+    def known_names(self) -> list[str]:
+        """Every name that ``resolve`` takes, ids first."""
+        bare = {figure_id.partition("/")[2]: None for figure_id in self.figures}
+        topics = [topic for paper in self.papers.values() for topic in paper.topics]
+        return [*self.figures, *bare, *self.papers, *topics, "all"]
+
+    def _by_topic(self, name: str) -> list[str]:
+        return [
+            f"{paper}/{figure}"
+            for paper, file in self.papers.items()
+            for figure in file.topics.get(name, [])
+            if f"{paper}/{figure}" in self.figures
+        ]
+
+    def _by_bare_name(self, name: str) -> list[str]:
+        found = [figure_id for figure_id in self.figures if figure_id.partition("/")[2] == name]
+        owners = [paper for paper, file in self.papers.items() if name in file.aliases]
+        if owners:
+            return [f"{owners[0]}/{name}"]
+        if len(found) > 1:
+            raise NotFoundError(
+                f"{name!r} is in {len(found)} papers: {', '.join(found)}. "
+                f"Say which, for example: aebench run {found[0]}"
+            )
+        return found
+
+    def _by_experiment(self, name: str) -> list[str]:
+        return [
+            figure_id
+            for figure_id, declared in self.figures.items()
+            if name in (declared.experiment_id, declared.file.experiment)
+        ]
+
+    def _check_names(self, figures: dict[str, Declared]) -> None:
+        """Two papers must not own one bare name; what is owned or a topic's must exist."""
+        owner: dict[str, str] = {}
+        for paper, file in self.papers.items():
+            path = self.root / "experiments" / paper / "paper.toml"
+            for name in file.aliases:
+                if name in owner:
+                    raise SpecError(path, "aliases", f"{name!r} is owned by {owner[name]} already")
+                owner[name] = paper
+            for name in [*file.aliases, *(name for names in file.topics.values() for name in names)]:
+                if f"{paper}/{name}" not in figures:
+                    raise SpecError(path, "", f"there is no figures/{paper}/{name}.toml")
+
+
+def _printed_order(path: Path) -> tuple[str, int]:
+    digits = "".join(character for character in path.stem if character.isdigit())
+    return path.stem.rstrip("0123456789ab"), int(digits or 0)
+
+
+def read_paper_points(path: Path, columns: Sequence[str], metric: str) -> "pd.DataFrame":
+    """The paper's points: one row a bar, grid keys, the metric, and a source for each."""
+    import pandas as pd
+
+    rows = _csv_rows(path)
+    if not rows:
+        raise SpecError(path, "line 1", f"expected a header with {', '.join([*columns, 'source'])}, got an empty file")
+    header, *lines = rows
+    wanted = {*columns, "source"}
+    for column in header:
+        if column not in wanted:
+            raise SpecError(path, "line 1", f"unknown column {column!r}. Known: {', '.join([*columns, 'source'])}")
+    for column in [*columns, "source"]:
+        if column not in header:
+            raise SpecError(path, "line 1", f"column {column!r} is missing")
+    return pd.DataFrame([_csv_row(path, number, header, cells, metric) for number, cells in enumerate(lines, 2)])
+
+
+def _csv_rows(path: Path) -> list[list[str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            return list(csv.reader(file, strict=True))
+    except FileNotFoundError as error:
+        raise SpecError(path, "", "there is no such file") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise SpecError(path, "", f"not a CSV file in UTF-8: {error}") from error
+    except OSError as error:
+        raise SpecError(path, "", f"cannot be read: {error.strerror}") from error
+
+
+def _csv_row(path: Path, number: int, header: list[str], cells: list[str], metric: str) -> dict[str, str | float]:
+    if len(cells) != len(header):
+        raise SpecError(path, f"line {number}", f"expected {len(header)} cells, got {len(cells)}")
+    row: dict[str, str | float] = dict(zip(header, cells, strict=True))
+    try:
+        row[metric] = float(row[metric])
+    except ValueError as error:
+        raise SpecError(path, f"line {number}, {metric}", f"expected a number, got {row[metric]!r}") from error
+    if not row["source"]:
+        raise SpecError(path, f"line {number}, source", "expected where the number comes from, got nothing")
+    return row

@@ -1,0 +1,27 @@
+"""Comparison: one figure's values in two logs."""
+
+from aebench.report import signed_percent
+from aebench.workflow import Drawn
+
+SHOWN = 10
+"""Cells listed at most, largest difference first."""
+
+
+def compare(one: Drawn, other: Drawn) -> str:
+    """How far the figure's metric in ``one`` is from ``other``, over the cells and seeds that both have."""
+    metric = one.figure.plot.y
+    keys = [*one.log.manifest.grid_keys, "seed"]
+    both = one.summary.merge(other.summary, on=keys, suffixes=("", "_other"))
+    if both.empty:
+        return f"{one.figure.figure_id}: the two logs have no point in common"
+    both["change"] = both[metric] / both[f"{metric}_other"] - 1
+    changed = both[both["change"].abs() > 0].sort_values("change", key=abs, ascending=False)
+    lines = [
+        f"{one.figure.figure_id}  {metric} against {other.log.folder}: {len(changed)} of {len(both)} points differ"
+    ]
+    for _, row in changed.head(SHOWN).iterrows():
+        where = " ".join(f"{key}={row[key]}" for key in keys)
+        lines.append(f"  {where}  {row[f'{metric}_other']:.4g} -> {row[metric]:.4g}  {signed_percent(row['change'])}")
+    if len(changed) > SHOWN:
+        lines.append(f"  and {len(changed) - SHOWN} more")
+    return "\n".join(lines)

@@ -1,0 +1,220 @@
+"""Logs: the folder of a run, and what is in it; nothing else opens files under a log root.
+
+    <log root>/<paper>/<experiment>/<UTC stamp>-<backend>-<commit>/
+        run.json       what was run, where and how it ended; written first as "started"
+        points/        one file a point: .jsonl while it runs, .parquet once it is sealed
+        summary.csv    one row a point; figures and measured claims lie beside it
+
+Every file but the JSON lines is written under another name and renamed, so a reader never sees half of one.
+"""
+
+import dataclasses
+import errno
+import fcntl
+import io
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
+
+from aebench.errors import LogError
+from aebench.point import Point
+from aebench.point_log import disk_error, read_point, replacing, sealed_digest
+from aebench.run_manifest import RunManifest, describe_host, git_state, package_versions
+from serving.records import RECORD_TYPES, DecisionRecord, Record, RequestRecord, StageRecord
+
+if TYPE_CHECKING:  # pandas takes 0.4 s to import, and only the summary needs it
+    import pandas as pd
+
+RecordT = TypeVar("RecordT", RequestRecord, StageRecord, DecisionRecord)
+
+
+class RunLog:
+    """The folder of one run: its manifest, its points, and the files made from them."""
+
+    def __init__(self, folder: Path, manifest: RunManifest) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @classmethod
+    def create(cls, log_root: Path, manifest: RunManifest) -> Self:
+        """A new folder with its ``run.json``; fills in host, versions, commit and time of start."""
+        commit, dirty = git_state()
+        now = datetime.now(UTC)
+        manifest = dataclasses.replace(
+            manifest,
+            status="started",
+            host=describe_host(),
+            versions=package_versions(),
+            commit=commit,
+            dirty=dirty,
+            started_at=now.isoformat(),
+        )
+        stamp = f"{now:%Y%m%dT%H%M%SZ}-{manifest.backend}-{commit[:7] if commit else 'nogit'}"
+        parent = log_root / manifest.experiment
+        unnamed = parent / f".new-{os.getpid()}-{time.monotonic_ns()}"
+        try:
+            log_root.mkdir(exist_ok=True)
+            (unnamed / "points").mkdir(parents=True)
+            (unnamed / "run.json").write_bytes(manifest.encode())
+            return cls(_give_name(unnamed, stamp), manifest)
+        except OSError as error:
+            shutil.rmtree(unnamed, ignore_errors=True)
+            raise disk_error(Path(error.filename or parent), error) from error
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """The run in an existing folder."""
+        path = folder / "run.json"
+        try:
+            return cls(folder, RunManifest.parse(path.read_bytes(), path))
+        except FileNotFoundError as error:
+            raise LogError(f"{folder}: not the folder of a run, it has no run.json") from error
+        except OSError as error:
+            raise LogError(f"{path}: {error.strerror}") from error
+
+    @property
+    def points_folder(self) -> Path:
+        """Where the points' files are."""
+        return self.folder / "points"
+
+    def update(self, **changes: Any) -> None:
+        """Rewrites ``run.json`` with some fields changed."""
+        manifest = dataclasses.replace(self.manifest, **changes)
+        self.write("run.json", manifest.encode())
+        self.manifest = manifest
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for one run; the kernel lets go of it when the process dies."""
+        path = self.folder / ".lock"
+        try:
+            file = path.open("a+")
+        except OSError as error:
+            raise disk_error(path, error) from error
+        with file:
+            _lock(file, self.folder)
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Removes what a run that was killed was about to rename."""
+        for folder in (self.folder, self.points_folder):
+            for path in sorted(folder.glob(".*.tmp")):
+                with suppress(OSError):
+                    path.unlink()
+
+    def is_sealed(self, point: Point) -> bool:
+        """Whether the point's records are complete and made from its spec."""
+        return sealed_digest(self.points_folder, point) == point.digest
+
+    def missing(self, points: Iterable[Point]) -> list[Point]:
+        """The points that are still to run: not sealed, or sealed from another spec."""
+        return [point for point in points if not self.is_sealed(point)]
+
+    def records(self, point: Point) -> list[Record]:
+        """Everything that was recorded of a point so far."""
+        return read_point(self.points_folder, point, tuple(RECORD_TYPES.values()))
+
+    def records_of(self, point: Point, record_type: type[RecordT]) -> list[RecordT]:
+        """What was recorded of a point so far, of one type."""
+        records = read_point(self.points_folder, point, (record_type,))
+        return [record for record in records if isinstance(record, record_type)]
+
+    def requests(self, point: Point) -> list[RequestRecord]:
+        """The point's request records."""
+        return self.records_of(point, RequestRecord)
+
+    def write(self, name: str, content: bytes | str) -> None:
+        """Puts a file into the folder, whole or not at all."""
+        with replacing(self.folder / name) as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+    def read(self, name: str) -> str:
+        """The text of a file in the folder."""
+        path = self.folder / name
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise LogError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+    def write_summary(self, frame: "pd.DataFrame") -> None:
+        """Writes ``summary.csv``; floats in the shortest form that reads back exactly."""
+        self.write("summary.csv", frame.to_csv(index=False, lineterminator="\n"))
+
+    def summary(self) -> "pd.DataFrame":
+        """``summary.csv``; an empty cell is NaN."""
+        import pandas as pd
+
+        text = io.StringIO(self.read("summary.csv"))
+        try:
+            options = _exact_floats(pd.__version__)
+            frame: pd.DataFrame = pd.read_csv(text, keep_default_na=False, na_values=[""], **options)
+        except ValueError as error:  # pandas' parser errors are ValueErrors
+            raise LogError(f"{self.folder / 'summary.csv'}: {error}. Run again with --resume") from error
+        return frame
+
+
+def _exact_floats(version: str) -> dict[str, Any]:
+    """What makes pandas read floats exactly; from 3.1 on it always does, and warns of the option."""
+    is_default = tuple(map(int, version.split(".")[:2])) >= (3, 1)
+    return {} if is_default else {"float_precision": "round_trip"}
+
+
+def _give_name(unnamed: Path, stamp: str) -> Path:
+    """Renames a new folder to its stamp, numbered where another run began in the same second."""
+    for number in range(1, 1000):
+        folder = unnamed.parent / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            return unnamed.rename(folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    raise LogError(f"{unnamed.parent}: 999 runs began in one second. Wait a second and run again")
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        owner = file.read().strip() or "unknown"
+        raise LogError(
+            f"{folder}: another run is writing here (process {owner}). Wait for it, or leave out --resume"
+        ) from error
+    except OSError as error:
+        raise disk_error(folder / ".lock", error) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+
+
+def find_runs(log_root: Path, experiment: str) -> list[Path]:
+    """The folders of an experiment's runs, newest first."""
+    folders = [path.parent for path in (log_root / experiment).glob("[!.]*/run.json")]
+    return sorted(folders, key=_age, reverse=True)
+
+
+def _age(folder: Path) -> tuple[str, int, str]:
+    """Sorts by time stamp, then by number within the second (``-10`` behind ``-9``)."""
+    return folder.name.partition("-")[0], len(folder.name), folder.name
+
+
+def latest(
+    log_root: Path,
+    experiment: str,
+    *,
+    backend: str | None = None,
+    statuses: Collection[str] | None = None,
+) -> RunLog | None:
+    """The newest run of an experiment with this backend and one of these statuses; None: there is none."""
+    for folder in find_runs(log_root, experiment):
+        log = RunLog.open(folder)
+        fits = backend in (None, log.manifest.backend)
+        if fits and (statuses is None or log.manifest.status in statuses):
+            return log
+    return None

@@ -1,0 +1,197 @@
+"""Page: gathers what the HTML report shows: figures, provenance, parameters with their sources."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from aebench.catalog import Catalog
+from aebench.errors import LogError
+from aebench.experiment import Experiment
+from aebench.plotting.draw import draw
+from aebench.point_log import disk_error, replacing
+from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput, render_html
+from aebench.workflow import Drawn
+from serving.cost import gpus, memory, roofline
+from serving.cost.models import MODELS
+from serving.policies import configured
+from serving.policies.knobs import parameters
+
+
+def write_page(catalog: Catalog, drawn: Sequence[Drawn], log_path: Path, out: Path) -> None:
+    """Write the page; draws each figure anew into it."""
+    page = ReportInput(
+        title="aebench report",
+        log_path=str(log_path),
+        figures=[_section(catalog, each) for each in drawn],
+        parameters=list(_parameters(catalog, drawn)),
+        calibrations=list(_calibrations(catalog, drawn)),
+    )
+    if not out.absolute().parent.is_dir():
+        raise LogError(f"{out}: there is no folder {out.absolute().parent}")
+    try:
+        with replacing(out) as file:
+            file.write(render_html(page).encode())
+    except OSError as error:
+        raise disk_error(out, error) from error
+
+
+def _section(catalog: Catalog, drawn: Drawn) -> FigureSection:
+    return FigureSection(
+        figure=drawn.figure,
+        result=drawn.result,
+        svg=_svg(drawn),
+        caption=drawn.caption,
+        manifest=drawn.log.manifest,
+        log=str(drawn.log.folder),
+        departures=list(_departures(_experiment(catalog, drawn))),
+    )
+
+
+def _svg(drawn: Drawn) -> str:
+    from tempfile import TemporaryDirectory
+
+    with TemporaryDirectory() as folder:
+        stem = Path(folder) / "figure"
+        draw(drawn.figure, drawn.summary, stem, calibrated=drawn.calibrated, caption=drawn.caption)
+        return stem.with_suffix(".svg").read_text(encoding="utf-8")
+
+
+def _experiment(catalog: Catalog, drawn: Drawn) -> Experiment:
+    return catalog.experiment(drawn.figure.experiment)
+
+
+def _systems(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
+    """Systems of an experiment with the knobs that it changes, each once."""
+    found: dict[str, tuple[str, dict[str, Any]]] = {}
+    for cell in experiment.cells():
+        spec = experiment.resolve(cell)
+        found.setdefault(f"{spec['system']} {spec['policy']}", (spec["system"], spec["policy"]))
+    return list(found.values())
+
+
+def _departures(experiment: Experiment) -> Iterator[str]:
+    """The **Departures** paragraph of each system's module, word for word."""
+    import sys
+
+    modules = dict.fromkeys(configured(name, policy).controller.__module__ for name, policy in _systems(experiment))
+    for module in modules:
+        text = sys.modules[module].__doc__ or ""
+        if "**Departures**:" in text:
+            paragraph = text.split("**Departures**:")[1].split("\n\n")[0]
+            yield f"{module.rpartition('.')[2]}: {' '.join(paragraph.split())}"
+
+
+def _parameters(catalog: Catalog, drawn: Sequence[Drawn]) -> Iterator[Parameter]:
+    """Every number that the figures rest on, each once."""
+    seen: set[tuple[str, str]] = set()
+    for each in drawn:
+        experiment = _experiment(catalog, each)
+        for parameter in (*_testbed(catalog, experiment), *_policies(experiment), *_engine(experiment)):
+            if (parameter.area, parameter.name) not in seen:
+                seen.add((parameter.area, parameter.name))
+                yield parameter
+
+
+def _testbed(catalog: Catalog, experiment: Experiment) -> Iterator[Parameter]:
+    paper = experiment.experiment_id.partition("/")[0]
+    calibration = catalog.calibration(paper).file
+    calibrated = {p.name: p for p in calibration.parameter} if calibration else {}
+    bed = experiment.testbeds.testbed[experiment.file.testbed]
+    area = f"{paper}, {experiment.file.testbed}"
+    yield Parameter(area=area, name="servers", value=_text(bed.servers), unit="", source=bed.source)
+    yield Parameter(area=area, name="stores", value=str(bed.stores), unit="", source=bed.source)
+    yield Parameter(area=area, name="store_nic_gbps", value=_text(bed.store_nic_gbps), unit="Gbps", source=bed.source)
+    for server in bed.servers:
+        table = experiment.testbeds.server[server]
+        flat = table.model_dump(exclude={"sources", "startup"})
+        flat |= {f"startup.{key}": value for key, value in table.startup.model_dump().items()}
+        for key, value in flat.items():
+            name = f"server.{server}.{key}"
+            source = table.sources.get(key, "calibrated on the paper's points, see below")
+            yield Parameter(
+                area=area,
+                name=name,
+                value=_text(value),
+                unit=calibrated[name].unit if name in calibrated else _unit(key),
+                source=source,
+                calibrated=name in calibrated,
+            )
+
+
+def _policies(experiment: Experiment) -> Iterator[Parameter]:
+    for name, policy in _systems(experiment):
+        for parameter in parameters(configured(name, policy).config):
+            changed = " (changed by the experiment)" if parameter.name in policy else ""
+            yield Parameter(
+                area=f"policy {name}{changed}",
+                name=parameter.name,
+                value=_text(parameter.value),
+                unit=parameter.unit,
+                source=parameter.source,
+            )
+
+
+def _engine(experiment: Experiment) -> Iterator[Parameter]:
+    kinds = {experiment.testbeds.server[s].gpu for s in experiment.testbeds.testbed[experiment.file.testbed].servers}
+    for slug in sorted(kinds):
+        gpu = gpus.GPUS[slug]
+        for key, unit in (("memory", "B"), ("memory_bandwidth", "B/s"), ("fp16_flops", "FLOP/s")):
+            yield Parameter(
+                area="GPUs",
+                name=f"{slug}.{key}",
+                value=_text(getattr(gpu, key)),
+                unit=unit,
+                source=gpu.source,
+            )
+    for slug in experiment.file.deployments:
+        model = MODELS[slug]
+        yield Parameter(
+            area="models",
+            name=f"{slug}.weight_bytes",
+            value=_text(model.weight_bytes),
+            unit="B",
+            source=model.source,
+        )
+    for number in (*gpus.CONSTANTS, *memory.CONSTANTS, *roofline.CONSTANTS):
+        yield Parameter(
+            area="cost model",
+            name=number.name,
+            value=_text(number.value),
+            unit=number.unit,
+            source=number.source,
+        )
+
+
+def _calibrations(catalog: Catalog, drawn: Sequence[Drawn]) -> Iterator[Calibration]:
+    for paper in dict.fromkeys(each.figure.paper for each in drawn):
+        file = catalog.calibration(paper).file
+        for parameter in file.parameter if file else ():
+            assert file is not None
+            residual = ", ".join(f"{name} {100 * file.residual[name]:.1f}%" for name in parameter.points)
+            yield Calibration(
+                parameter=parameter.name,
+                value=_text(parameter.value),
+                unit=parameter.unit,
+                points=[_points_text(file.points[name]) for name in parameter.points],
+                residual=residual,
+            )
+
+
+def _points_text(group: Any) -> str:
+    keys = " ".join(f"{key}={_text(value)}" for key, value in group.keys.items())
+    return f"{group.figure} {keys}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count} {name}" for name, count in value.items())
+    if isinstance(value, list):
+        return "|".join(map(str, value))
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _unit(key: str) -> str:
+    for suffix, unit in (("_gb_s", "GB/s"), ("_gbps", "Gbps"), ("_gb", "GB")):
+        if key.endswith(suffix):
+            return unit
+    return ""

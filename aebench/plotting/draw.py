@@ -1,0 +1,89 @@
+"""Draws a Figure from a summary as PDF, PNG and SVG; the same input gives the same bytes."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure as Canvas
+
+from aebench.errors import LogError, SpecError, near_misses
+from aebench.figure import Cell, Figure, IsCalibrated, cells
+from aebench.plotting.style import RC
+from aebench.point_log import disk_error, replacing
+
+Kind = Callable[[Figure, Sequence[Cell], str], Canvas]
+
+# No dates: a drawn figure changes only when its input does.
+FORMATS: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None, "ModDate": None},
+    "png": {},
+    "svg": {"Date": None},
+}
+
+
+def draw(
+    figure: Figure, summary: pd.DataFrame, out_stem: Path, *, calibrated: IsCalibrated, caption: str
+) -> list[Path]:
+    """Paths of ``out_stem`` as .pdf, .png and .svg; all are rendered before any is written."""
+    if figure.plot.kind not in KINDS:
+        known = ", ".join(sorted(KINDS))
+        message = f"unknown kind {figure.plot.kind!r}.{near_misses(figure.plot.kind, KINDS)} Known: {known}"
+        raise SpecError(figure.figure_id, "plot.kind", message)
+    found = cells(figure, summary, calibrated)
+    if not found:
+        raise LogError(
+            f"{figure.figure_id}: nothing to draw, the log has none of its points. Run: aebench run {figure.figure_id}"
+        )
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(RC)
+        canvas = KINDS[figure.plot.kind](figure, found, caption)
+        rendered = {suffix: _render(canvas, suffix) for suffix in FORMATS}
+    return [_write(Path(f"{out_stem}.{suffix}"), content) for suffix, content in rendered.items()]
+
+
+def describe_run(*, backend: str, seeds: Sequence[int], variant: str | None = None) -> str:
+    """The caption of a figure: where its values come from, over which seeds, under which variant."""
+    source = {"sim": "Simulated", "live": "Measured on the live backend"}.get(backend, backend)
+    parts = [source, _seeds_text(sorted(seeds))]
+    if len(seeds) > 1:
+        whisker = "the range of both seeds" if len(seeds) == 2 else "the 95% t-interval of the mean"
+        parts.append(f"bars are means, whiskers {whisker}")
+    if variant is not None:
+        parts.append(f"variant “{variant}”")
+    return "; ".join(part for part in parts if part) + "."
+
+
+def _seeds_text(seeds: Sequence[int]) -> str:
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]}–{seeds[-1]}"
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}" if seeds else ""
+
+
+def _render(canvas: Canvas, suffix: str) -> bytes:
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format=suffix, metadata=FORMATS[suffix])
+    return buffer.getvalue()
+
+
+def _write(path: Path, content: bytes) -> Path:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise disk_error(path.parent, error) from error
+    with replacing(path) as file:
+        file.write(content)
+    return path
+
+
+def _bars(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import bars
+
+    return bars.draw(figure, found, caption)
+
+
+KINDS: dict[str, Kind] = {"bars": _bars}
+"""How each ``plot.kind`` is drawn; a kind's module is imported when one is drawn."""

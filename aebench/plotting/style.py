@@ -1,0 +1,149 @@
+"""The look of every figure: page widths, palette, marks of measured, paper and absent points."""
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure as Canvas
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+
+if TYPE_CHECKING:
+    from matplotlib.typing import RcKeyType
+
+PAGE_WIDTH = 7.0  # inches: two print columns
+NARROW_WIDTH = 5.2
+FONT_SIZE = 7.0
+SMALL = 6.3
+
+# Paul Tol's "muted" scheme, ordered so that neighbours differ in lightness as well as in hue.
+PALETTE = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499")
+LONE_COLOR = "#4477AA"
+INK = "#1a1a1a"
+FAINT = "#8a8a8a"
+GRID = "#e3e3e3"
+HISTORY_HATCH = "/////"
+
+RC: "dict[RcKeyType, Any]" = {
+    "font.family": "DejaVu Sans",
+    "font.size": FONT_SIZE,
+    "axes.titlesize": FONT_SIZE + 0.5,
+    "axes.titleweight": "bold",
+    "axes.labelsize": FONT_SIZE,
+    "axes.edgecolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 2,
+    "ytick.major.width": 0.6,
+    "hatch.linewidth": 0.5,
+    "legend.fontsize": SMALL,
+    "legend.frameon": False,
+    "figure.dpi": 150,
+    "savefig.dpi": 150,
+    "text.parse_math": False,  # a dollar sign in a label is a dollar sign
+    "pdf.fonttype": 42,
+    "svg.fonttype": "path",  # the same glyphs in every browser, with no font to ship
+    "svg.hashsalt": "aebench",
+}
+
+PAPER_MARK: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "o",
+    "markersize": 3.4,
+    "markerfacecolor": "white",
+    "markeredgecolor": INK,
+    "markeredgewidth": 0.8,
+}
+CALIBRATED_MARK: dict[str, Any] = {**PAPER_MARK, "marker": "s"}
+ABSENT_MARK: dict[str, Any] = {
+    "linestyle": "none",
+    "marker": "x",
+    "markersize": 3.0,
+    "markeredgecolor": FAINT,
+    "markeredgewidth": 0.8,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """One legend entry."""
+
+    handle: Artist
+    label: str
+
+
+def patch(color: str, label: str) -> Entry:
+    """Legend entry of a series."""
+    return Entry(handle=Patch(facecolor=color, edgecolor=INK, linewidth=0.4), label=label)
+
+
+def history_patch() -> Entry:
+    """Legend entry of bars filled in from a shipped log."""
+    handle = Patch(facecolor="white", edgecolor=INK, hatch=HISTORY_HATCH, linewidth=0.6)
+    return Entry(handle=handle, label="from shipped history")
+
+
+def mark(look: dict[str, Any], label: str) -> Entry:
+    """Legend entry of a marker."""
+    return Entry(handle=Line2D([], [], **look), label=label)
+
+
+def legend(canvas: Canvas, series: Sequence[Entry], marks: Sequence[Entry]) -> None:
+    """One legend above the panels, read row by row: the series first, the marks on a row of their own."""
+    if not series and not marks:
+        return
+    widest = max(len(series), len(marks))
+    columns = next((count for count in range(widest, 1, -1) if _fits(canvas, series, marks, count)), 1)
+    rows = [*_rows(series, columns), *_rows(marks, columns)]
+    by_column = [row[column] for column in range(columns) for row in rows]  # matplotlib fills columns first
+    canvas.legend(
+        [entry.handle for entry in by_column],
+        [entry.label for entry in by_column],
+        loc="outside upper center",
+        ncols=columns,
+        handlelength=1.6,
+        handleheight=0.9,
+        columnspacing=1.1,
+        borderaxespad=0.2,
+    )
+
+
+def caption(canvas: Canvas, text: str) -> None:
+    """A caption line under the panels, wrapped to the figure's width."""
+    if text:
+        columns = int(canvas.get_figwidth() * 72 / (SMALL * 0.56))
+        wrapped = textwrap.fill(text, columns)
+        canvas.supxlabel(wrapped, x=0.01, ha="left", fontsize=SMALL, color="#444444", linespacing=1.35)
+
+
+def tick_labels(labels: Sequence[str], slot: float) -> list[str]:
+    """The labels, each broken at its first hyphen or space when one is too wide for ``slot`` inches."""
+    if all(text_width(label) <= slot * 0.95 for label in labels):
+        return list(labels)
+    return [label.replace("-", "\n", 1) if "-" in label else label.replace(" ", "\n", 1) for label in labels]
+
+
+def text_width(text: str, size: float = FONT_SIZE) -> float:
+    """Width of a text in inches, estimated; DejaVu's mean glyph is 0.57 em."""
+    return len(text) * size * 0.57 / 72
+
+
+def _rows(entries: Sequence[Entry], columns: int) -> list[list[Entry]]:
+    """Entries in rows of ``columns``, the last filled up with blanks."""
+    blank = Entry(handle=Line2D([], [], linestyle="none"), label="")
+    filled = [*entries, *[blank] * (-len(entries) % columns)]
+    return [filled[start : start + columns] for start in range(0, len(filled), columns)]
+
+
+def _fits(canvas: Canvas, series: Sequence[Entry], marks: Sequence[Entry], columns: int) -> bool:
+    rows = [*_rows(series, columns), *_rows(marks, columns)]
+    texts = sum(max(text_width(row[column].label, SMALL) for row in rows) for column in range(columns))
+    handles = columns * 3.1 * SMALL / 72
+    return texts + handles <= canvas.get_figwidth() * 0.98

@@ -1,0 +1,275 @@
+"""What a run found, as text and JSON: the headline, the claim table, the error of prediction.
+
+The same as a page is ``aebench.report_html``.
+"""
+
+import json
+import textwrap
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from statistics import fmean
+from typing import Any
+
+import pandas as pd
+
+from aebench.claims import Judgement, Verdict
+from aebench.figure import Cell, Figure, IsCalibrated, Spread, cells, value_text
+
+WIDTH = 110
+MEASURED_WIDTH = 24
+DEVIATION_WIDTH = 12
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorSummary:
+    """Relative errors of some points, taken together."""
+
+    num_points: int
+    mape: float
+    """Mean of the absolute relative errors."""
+    bias: float
+    """Mean of the signed ones: positive where measured values are higher than the paper's."""
+    worst: Cell
+    """The point with the largest absolute error."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionError:
+    """How far a figure's measured values are from the paper's: predictions, and calibration points apart.
+
+    Points filled in from shipped history count in neither; they are in ``cells``, as is every other place.
+    """
+
+    metric: str
+    unit: str
+    predicted: ErrorSummary | None
+    """None: no predicted point has both values."""
+    calibration: ErrorSummary | None
+    cells: Sequence[Cell]
+
+    @property
+    def text(self) -> str:
+        """One line: how many points, the mean error, the worst point, the calibration points."""
+        parts = [self._summary_text("prediction", self.predicted)]
+        if self.calibration is not None:
+            parts.append(self._summary_text("calibration", self.calibration))
+        printed = [cell for cell in self.cells if cell.paper is not None]
+        if absent := sum(cell.measured is None for cell in printed):
+            parts.append(f"{absent} of {len(printed)} paper points absent here")
+        return "; ".join(parts)
+
+    def _summary_text(self, name: str, summary: ErrorSummary | None) -> str:
+        if summary is None:
+            return f"{name}: no point to compare"
+        worst = summary.worst
+        where = " ".join(f"{key}={value}" for key, value in worst.keys.items())
+        points = f"{summary.num_points} point{'s' if summary.num_points > 1 else ''}"
+        return (
+            f"{name}: MAPE {100 * summary.mape:.1f}% over {points}, bias {signed_percent(summary.bias)}, "
+            f"worst {signed_percent(worst.error)} ({where})"
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FigureResult:
+    """One figure after a run: what was claimed, what came of it, how far it is from the paper."""
+
+    figure_id: str
+    backend: str
+    wall_seconds: float
+    judgements: Sequence[Judgement]
+    prediction: PredictionError | None
+
+
+def prediction_error(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated) -> PredictionError | None:
+    """The figure's measured values beside the paper's points; None when the paper gives no points."""
+    if figure.paper_points is None:
+        return None
+    found = cells(figure, summary, calibrated)
+    compared = [cell for cell in found if cell.error is not None and not cell.history]
+    return PredictionError(
+        metric=figure.plot.y,
+        unit=figure.plot.unit,
+        predicted=_error_summary([cell for cell in compared if not cell.calibrated]),
+        calibration=_error_summary([cell for cell in compared if cell.calibrated]),
+        cells=found,
+    )
+
+
+def verdict_counts(judgements: Sequence[Judgement]) -> dict[Verdict, int]:
+    """How many claims got each verdict, in the order of ``Verdict``, without those that none got."""
+    counts = Counter(judgement.verdict for judgement in judgements)
+    return {verdict: counts[verdict] for verdict in Verdict if counts[verdict]}
+
+
+def finding(judgements: Sequence[Judgement]) -> str:
+    """``9 of 11 claims pass, 1 shape, 1 absent``; calibrated claims are no finding and are counted apart."""
+    counts = verdict_counts(judgements)
+    calibrated = counts.pop(Verdict.CALIBRATED, 0)
+    total, passed = sum(counts.values()), counts.pop(Verdict.PASS, 0)
+    apart = f"{calibrated} calibrated" if calibrated else ""
+    if not total:
+        return apart or "no claims"
+    others = [f"{count} {verdict}" for verdict, count in counts.items()]
+    judged = ", ".join([f"{passed} of {total} claims pass", *others])
+    return f"{judged}; {apart}" if apart else judged
+
+
+def headline(figure_id: str, judgements: Sequence[Judgement], backend: str, wall_seconds: float) -> str:
+    """``hydraserve/figure7  9 of 11 claims pass, 1 shape, 1 absent   [sim, 18 s]``."""
+    return f"{figure_id}  {finding(judgements)}   [{backend}, {duration_text(wall_seconds)}]"
+
+
+def claim_table(judgements: Sequence[Judgement]) -> str:
+    """The claims with verdict, measurement and deviation; what explains a verdict stands below it."""
+    if not judgements:
+        return "no claims"
+    header = ("verdict", "claim", "measured", "deviation", "what the paper says")
+    rows = [_claim_row(judgement) for judgement in judgements]
+    limits = (WIDTH, WIDTH, MEASURED_WIDTH, DEVIATION_WIDTH)
+    widths = [min(limit, max(len(row[column]) for row in (header, *rows))) for column, limit in enumerate(limits)]
+    widths.append(WIDTH - sum(widths) - 2 * len(widths))
+    lines = _wrapped(header, widths)
+    for judgement, row in zip(judgements, rows, strict=True):
+        lines += _wrapped(row, widths)
+        if judgement.detail and judgement.verdict is not Verdict.PASS:
+            indent = " " * (sum(widths[:2]) + 4)
+            lines += textwrap.wrap(judgement.detail, WIDTH, initial_indent=indent, subsequent_indent=indent)
+    return "\n".join(lines)
+
+
+def point_table(prediction: PredictionError) -> str:
+    """Measured and paper value of every point, in columns."""
+    names = list(prediction.cells[0].keys) if prediction.cells else []
+    rows = [[*names, "measured", "paper", "error", ""]]
+    for cell in prediction.cells:
+        paper = "-" if cell.paper is None else value_text(cell.paper, prediction.unit)
+        measured = "-" if cell.measured is None else spread_text(cell.measured, prediction.unit)
+        rows.append([*cell.keys.values(), measured, paper, signed_percent(cell.error), point_kind(cell)])
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    pads = [str.ljust] * len(names) + [str.rjust] * 3 + [str.ljust]
+    return "\n".join(
+        "  ".join(pad(text, width) for pad, text, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def to_json(results: Sequence[FigureResult]) -> str:
+    """The results for machines: one object a figure, in seconds and fractions."""
+    return json.dumps({"figures": [_figure_json(result) for result in results]}, indent=2, allow_nan=False)
+
+
+def point_kind(cell: Cell) -> str:
+    """What a point is: absent, history, calibration, prediction; empty without a paper value."""
+    if cell.measured is None:
+        return "absent"
+    if cell.history:
+        return "history"
+    if cell.calibrated:
+        return "calibration"
+    return "" if cell.paper is None else "prediction"
+
+
+def spread_text(spread: Spread, unit: str) -> str:
+    """A mean, with the ends of its whisker where there is one: ``8.19 s (8.02..8.36)``."""
+    if spread.num_seeds == 1:
+        return value_text(spread.mean, unit)
+    low, high = (value_text(end, unit).removesuffix(unit).rstrip() for end in (spread.low, spread.high))
+    return f"{value_text(spread.mean, unit)} ({low}..{high})"
+
+
+def signed_percent(fraction: float | None) -> str:
+    """``+3.1%``, ``-0.4%``; a dash for what cannot be said."""
+    return "-" if fraction is None else f"{100 * fraction:+.1f}%"
+
+
+def duration_text(seconds: float) -> str:
+    """``0.4 s``, ``18 s``, ``3 min 20 s``, ``2 h 05 min``."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _error_summary(compared: Sequence[Cell]) -> ErrorSummary | None:
+    errors = [cell.error for cell in compared if cell.error is not None]
+    if not errors:
+        return None
+    return ErrorSummary(
+        num_points=len(errors),
+        mape=fmean(map(abs, errors)),
+        bias=fmean(errors),
+        worst=max(compared, key=lambda cell: abs(cell.error or 0.0)),
+    )
+
+
+def _claim_row(judgement: Judgement) -> tuple[str, ...]:
+    claim = judgement.claim
+    text = f"{claim.text}  ({claim.source})" if claim.source else claim.text
+    return judgement.verdict.value, claim.claim_id, judgement.measured, judgement.deviation, text
+
+
+def _wrapped(row: Sequence[str], widths: Sequence[int]) -> list[str]:
+    """The row's lines: every column wrapped to its width, words longer than that broken."""
+    columns = [textwrap.wrap(text, width, break_on_hyphens=False) for text, width in zip(row, widths, strict=True)]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
+        for line in zip_longest(*columns, fillvalue="")
+    ]
+
+
+def _figure_json(result: FigureResult) -> dict[str, Any]:
+    return {
+        "figure": result.figure_id,
+        "backend": result.backend,
+        "wall_seconds": result.wall_seconds,
+        "finding": finding(result.judgements),
+        "verdicts": {str(verdict): count for verdict, count in verdict_counts(result.judgements).items()},
+        "claims": [_judgement_json(judgement) for judgement in result.judgements],
+        "prediction": None if result.prediction is None else _prediction_json(result.prediction),
+    }
+
+
+def _judgement_json(judgement: Judgement) -> dict[str, str]:
+    return {
+        "claim": judgement.claim.claim_id,
+        "text": judgement.claim.text,
+        "source": judgement.claim.source,
+        "measured": judgement.measured,
+        "deviation": judgement.deviation,
+        "verdict": judgement.verdict.value,
+        "detail": judgement.detail,
+    }
+
+
+def _prediction_json(prediction: PredictionError) -> dict[str, Any]:
+    summaries = {"predicted": prediction.predicted, "calibration": prediction.calibration}
+    return {
+        "metric": prediction.metric,
+        **{name: summary and _error_json(summary) for name, summary in summaries.items()},
+        "points": [_cell_json(cell) for cell in prediction.cells],
+    }
+
+
+def _error_json(summary: ErrorSummary) -> dict[str, Any]:
+    worst = _cell_json(summary.worst)
+    return {"num_points": summary.num_points, "mape": summary.mape, "bias": summary.bias, "worst": worst}
+
+
+def _cell_json(cell: Cell) -> dict[str, Any]:
+    spread = cell.measured
+    measured = spread and {"mean": spread.mean, "low": spread.low, "high": spread.high}
+    return {
+        "keys": dict(cell.keys),
+        "measured": measured,
+        "num_seeds": spread.num_seeds if spread else 0,
+        "paper": cell.paper,
+        "error": cell.error,
+        "calibrated": cell.calibrated,
+        "history": cell.history,
+    }

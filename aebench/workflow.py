@@ -1,0 +1,220 @@
+"""Workflow: what ``run``, ``plot``, ``diff`` and ``report`` do, from names to files; prints nothing."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from aebench import claims as claiming
+from aebench.catalog import Catalog, Declared
+from aebench.errors import LogError, SpecError, UsageError
+from aebench.experiment import Experiment
+from aebench.figure import Figure, IsCalibrated
+from aebench.hosts.local import LocalHost
+from aebench.logs import RunLog, latest
+from aebench.point import Point
+from aebench.report import FigureResult, prediction_error
+from aebench.run_manifest import RunManifest
+from aebench.runner import RunOutcome, run_experiment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+HISTORY = Path("history_logs")
+"""Shipped runs, below the catalog's root."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """Flags of ``aebench run``."""
+
+    backend: str = "sim"
+    scale: str = "paper"
+    num_runs: int = 1
+    settings: tuple[str, ...] = ()
+    jobs: int = 1
+    resume: bool = False
+    log_path: Path = Path("logs")
+    progress: bool = True
+    argv: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One experiment to run, and the figures that want it."""
+
+    experiment: Experiment
+    declared: tuple[Declared, ...]
+    points: tuple[Point, ...]
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What ``run.json`` keeps of the experiment; equal specs make equal records."""
+        tables = {**self.experiment.tables, "testbeds": self.experiment.testbeds.model_dump(mode="json")}
+        loaded: dict[str, Any] = json.loads(json.dumps(tables))
+        return loaded
+
+    def seconds(self, jobs: int) -> float:
+        """Estimated wall time: start of the workers, then the declared time per point."""
+        return 1.5 + len(self.points) * self.experiment.file.seconds_per_point / jobs
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A figure judged against a log, and the files made of it."""
+
+    figure: Figure
+    result: FigureResult
+    log: RunLog
+    summary: "pd.DataFrame"
+    calibrated: IsCalibrated
+    caption: str
+    files: tuple[Path, ...] = ()
+
+
+def plan(catalog: Catalog, names: Sequence[str], options: RunOptions) -> list[Planned]:
+    """The experiments behind the names, each once, checked together with their figures' files before anything runs."""
+    _refuse_twice(options.settings)
+    wanted: dict[str, list[Declared]] = {}
+    for declared in catalog.resolve(names):
+        wanted.setdefault(declared.experiment_id, []).append(declared)
+    planned = []
+    for experiment_id, figures in wanted.items():
+        experiment = catalog.experiment(experiment_id, options.scale, options.settings)
+        if options.backend not in experiment.file.backend:
+            runs_on = ", ".join(experiment.file.backend)
+            raise UsageError(f"{experiment_id} does not run on --backend {options.backend}, only on: {runs_on}")
+        for declared in figures:
+            catalog.figure(declared, experiment)
+        points = tuple(experiment.points(range(options.num_runs)))
+        planned.append(Planned(experiment=experiment, declared=tuple(figures), points=points))
+    return planned
+
+
+def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
+    """Run what is missing of one experiment, in a new run or the one that is resumed."""
+    manifest = RunManifest(
+        experiment=planned.experiment.experiment_id,
+        spec=planned.spec,
+        seeds=tuple(range(options.num_runs)),
+        backend=options.backend,
+        grid_keys=planned.experiment.grid_keys,
+        figures=tuple(declared.figure_id for declared in planned.declared),
+        argv=options.argv,
+        num_points=len(planned.points),
+    )
+    log = _resumed(manifest, options.log_path) if options.resume else RunLog.create(options.log_path, manifest)
+    outcome = run_experiment(planned.points, log, LocalHost(options.jobs), options.progress)
+    return log, outcome
+
+
+def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None = None) -> Drawn:
+    """A figure's claims and errors against a run, with missing rows filled in from a shipped one if given."""
+    experiment = catalog.experiment(declared.experiment_id)
+    figure = catalog.figure(declared, experiment)
+    summary = log.summary() if fill is None else _filled(log.summary(), fill.summary(), experiment.grid_keys)
+    _check_columns(log, summary, figure)
+    calibration = catalog.calibration(declared.paper)
+
+    def calibrated(keys: Any) -> bool:
+        return calibration.uses(declared.figure_id, keys)
+
+    judgements = claiming.evaluate(
+        figure.claims.claims,
+        summary,
+        grid_keys=log.manifest.grid_keys,
+        calibrated=calibrated,
+        path=declared.path.with_suffix(".claim"),
+    )
+    result = FigureResult(
+        figure_id=declared.figure_id,
+        backend=log.manifest.backend,
+        wall_seconds=log.manifest.wall_seconds,
+        judgements=judgements,
+        prediction=prediction_error(figure, summary, calibrated),
+    )
+    return Drawn(
+        figure=figure,
+        result=result,
+        log=log,
+        summary=summary,
+        calibrated=calibrated,
+        caption=_caption(declared, log),
+    )
+
+
+def draw(drawn: Drawn, out: Path | None = None) -> tuple[Path, ...]:
+    """Write the figure's claims, PDF, PNG and SVG beside the run, or into ``out``."""
+    from aebench.plotting.draw import draw as draw_figure
+
+    name = drawn.figure.figure_id.partition("/")[2]
+    folder = drawn.log.folder if out is None else out / drawn.figure.paper
+    files = draw_figure(drawn.figure, drawn.summary, folder / name, calibrated=drawn.calibrated, caption=drawn.caption)
+    if out is None:
+        text = claiming.measured_text(drawn.figure.claims, drawn.result.judgements)
+        drawn.log.write(f"{name}.claim", text)
+        files.append(drawn.log.folder / f"{name}.claim")
+    return tuple(files)
+
+
+def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = False) -> list[Drawn]:
+    """Figures judged against the newest runs under a log root; without names, all that have a run there."""
+    if not log_path.is_dir():
+        raise LogError(f"{log_path}: no such folder. Give --log-path the folder that runs were written to")
+    found = []
+    for declared in catalog.resolve(names or ["all", "hello"]):
+        log = latest(log_path, declared.experiment_id)
+        if log is not None:
+            shipped = latest(catalog.root / HISTORY, declared.experiment_id) if fill else None
+            found.append(judge(catalog, declared, log, shipped))
+        elif names:
+            raise LogError(
+                f"{log_path} has no run of {declared.experiment_id}, which {declared.figure_id} draws. "
+                f"Run: aebench run {declared.figure_id} --log-path {log_path}"
+            )
+    if not found:
+        raise LogError(f"{log_path} has no run of any figure. Run, for example: aebench run figure7")
+    return found
+
+
+def _resumed(manifest: RunManifest, log_path: Path) -> RunLog:
+    """The newest run of the same experiment with the same spec, seeds and backend."""
+    from aebench.logs import find_runs
+
+    for folder in find_runs(log_path, manifest.experiment):
+        log = RunLog.open(folder)
+        same = (log.manifest.spec, tuple(log.manifest.seeds), log.manifest.backend)
+        if same == (manifest.spec, manifest.seeds, manifest.backend):
+            return log
+    raise LogError(f"{log_path} has no run of {manifest.experiment} with these settings to resume. Leave out --resume")
+
+
+def _refuse_twice(settings: Sequence[str]) -> None:
+    keys = [setting.partition("=")[0] for setting in settings]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(f"--set {key} is given {keys.count(key)} times; give it once")
+
+
+def _filled(summary: "pd.DataFrame", shipped: "pd.DataFrame", grid_keys: Sequence[str]) -> "pd.DataFrame":
+    """The summary with the shipped rows of cells that it lacks, marked ``history``."""
+    import pandas as pd
+
+    have = {tuple(map(str, row)) for row in summary[list(grid_keys)].itertuples(index=False)}
+    lacks = [tuple(map(str, row)) not in have for row in shipped[list(grid_keys)].itertuples(index=False)]
+    return pd.concat([summary.assign(history=False), shipped[lacks].assign(history=True)], ignore_index=True)
+
+
+def _check_columns(log: RunLog, summary: "pd.DataFrame", figure: Figure) -> None:
+    for column in (*log.manifest.grid_keys, "seed", figure.plot.y):
+        if column not in summary.columns:
+            raise SpecError(log.folder / "summary.csv", column, "this column is missing. Run again with --resume")
+
+
+def _caption(declared: Declared, log: RunLog) -> str:
+    from aebench.plotting.draw import describe_run
+
+    policy = log.manifest.spec.get("policy", {})
+    run_text = describe_run(backend=log.manifest.backend, seeds=log.manifest.seeds, variant=policy.get("variant"))
+    return f"{declared.file.caption} {run_text}".strip()

@@ -1,0 +1,157 @@
+"""Hardware: links, memories, GPUs, servers, storage servers. Accounts that raise when over-committed."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from serving.units import Bytes, BytesPerSecond
+
+
+class OverCommit(RuntimeError):
+    """More memory claimed than there is, or given back than was claimed."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Link:
+    """One direction of a wire; transfers across it share ``capacity`` fairly."""
+
+    name: str
+    capacity: BytesPerSecond
+
+    def __post_init__(self) -> None:
+        if not self.capacity > 0:
+            raise ValueError(f"link {self.name} needs a capacity above 0, got {self.capacity}")
+
+
+class Memory:
+    """A memory with an account per owner (a living thing, compared by identity)."""
+
+    def __init__(self, name: str, capacity: Bytes) -> None:
+        self.name = name
+        self.capacity = capacity
+        self._claims: dict[object, Bytes] = {}
+
+    @property
+    def used(self) -> Bytes:
+        """Bytes claimed."""
+        return sum(self._claims.values())
+
+    @property
+    def free(self) -> Bytes:
+        """Bytes not claimed."""
+        return self.capacity - self.used
+
+    def claim(self, owner: object, size: Bytes) -> None:
+        """Book bytes for an owner that holds none here yet."""
+        if owner in self._claims:
+            raise OverCommit(f"{self.name}: {owner!r} holds memory already")
+        if size < 0 or size > self.free:
+            raise OverCommit(f"{self.name}: {size:.0f} bytes asked, {self.free:.0f} of {self.capacity:.0f} free")
+        self._claims[owner] = size
+
+    def release(self, owner: object) -> Bytes:
+        """Give an owner's bytes back and say how many they were."""
+        if owner not in self._claims:
+            raise OverCommit(f"{self.name}: {owner!r} holds nothing here")
+        return self._claims.pop(owner)
+
+
+@dataclass(slots=True, eq=False)
+class CacheEntry:
+    """A model's weights in host memory."""
+
+    model: str
+    size: Bytes
+    complete: bool = False
+    num_readers: int = 0
+
+
+class HostCache:
+    """Weights kept in a server's host memory, least recently used out first; entries being read stay."""
+
+    def __init__(self, name: str, capacity: Bytes) -> None:
+        self.name = name
+        self.capacity = capacity
+        self._entries: OrderedDict[str, CacheEntry] = OrderedDict()
+
+    @property
+    def used(self) -> Bytes:
+        """Bytes held, complete or not."""
+        return sum(entry.size for entry in self._entries.values())
+
+    def holds(self, model: str) -> bool:
+        """Whether all of the model's weights are here."""
+        entry = self._entries.get(model)
+        return entry is not None and entry.complete
+
+    def open(self, model: str, size: Bytes) -> CacheEntry:
+        """Start reading an entry, making it (and room for it) if it is not here; raises if none can be made."""
+        entry = self._entries.get(model)
+        if entry is None:
+            self._make_room(model, size)
+            entry = self._entries[model] = CacheEntry(model, size)
+        self._entries.move_to_end(model)
+        entry.num_readers += 1
+        return entry
+
+    def close(self, entry: CacheEntry) -> None:
+        """Stop reading an entry."""
+        if entry.num_readers < 1:
+            raise OverCommit(f"{self.name}: {entry.model} closed more often than opened")
+        entry.num_readers -= 1
+
+    def _make_room(self, model: str, size: Bytes) -> None:
+        evictable = [entry for entry in self._entries.values() if entry.num_readers == 0]
+        room = self.capacity - self.used
+        for entry in evictable:
+            if size <= room:
+                break
+            del self._entries[entry.model]
+            room += entry.size
+        if size > room:
+            raise OverCommit(f"{self.name}: no room for {size:.0f} bytes of {model}, capacity {self.capacity:.0f}")
+
+
+@dataclass(slots=True, eq=False)
+class GPU:
+    """A device: its kind, its memory (in slices), its PCIe link from host memory."""
+
+    name: str
+    kind: str
+    memory: Memory
+    pcie: Link
+
+
+@dataclass(slots=True, eq=False)
+class StorageServer:
+    """Holds every model in DRAM and serves byte ranges over its NIC."""
+
+    name: str
+    nic_rate: BytesPerSecond
+    uplink: Link
+
+
+@dataclass(slots=True, eq=False)
+class Server:
+    """A machine with GPUs."""
+
+    name: str
+    kind: str
+    gpus: tuple[GPU, ...]
+    nic_rate: BytesPerSecond
+    """Nominal rate, which policies plan with; ``downlink`` has what transfers get."""
+    downlink: Link
+    uplink: Link
+    host_memory: Memory
+    store: StorageServer
+    """Where this server fetches weights from."""
+    cache: HostCache | None = None
+    exclusive: bool = False
+    """Exclusive servers lend whole GPUs, shared ones slices."""
+
+
+@dataclass(slots=True, eq=False)
+class Inventory:
+    """The machines of a testbed."""
+
+    servers: tuple[Server, ...]
+    stores: tuple[StorageServer, ...] = field(default=())

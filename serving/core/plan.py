@@ -1,0 +1,40 @@
+"""StepPlan: which sequences compute how many tokens in one forward pass; StepResult: what came of it."""
+
+from dataclasses import dataclass, field
+
+from serving.core.request import Sequence
+from serving.units import Tokens
+
+
+@dataclass(slots=True, eq=False)
+class StepPlan:
+    """Tokens per sequence for one forward pass, in batch order.
+
+    There is no prefill and no decode plan: a decode is one token, a chunk is some, a verification of drafts is
+    as many as were drafted. Lists run in parallel, since a step is the engine's hottest object.
+    """
+
+    sequences: list[Sequence] = field(default_factory=list)
+    num_tokens: list[Tokens] = field(default_factory=list)
+    total_tokens: Tokens = 0
+    """Sum of ``num_tokens``: rows of the forward pass."""
+    context_tokens: Tokens = 0
+    """KV entries of earlier steps that the attention reads, over all sequences."""
+
+    def __bool__(self) -> bool:
+        return bool(self.sequences)
+
+    def add(self, sequence: Sequence, num_tokens: Tokens) -> None:
+        """Put a sequence into the batch."""
+        self.sequences.append(sequence)
+        self.num_tokens.append(num_tokens)
+        self.total_tokens += num_tokens
+        self.context_tokens += sequence.num_computed
+
+
+@dataclass(slots=True, eq=False)
+class StepResult:
+    """Output tokens that each sequence of the plan gained: 0 for a chunk, 1 for a decode, more when drafts hold."""
+
+    plan: StepPlan
+    num_output: list[Tokens]

@@ -1,0 +1,114 @@
+"""Every seam as a Protocol. Policies and mechanisms know these; ``sim`` and ``live`` implement the ports."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from serving.core.actions import Action
+from serving.core.clock import Clock, Signal
+from serving.core.cluster import Cluster
+from serving.core.instance import Instance, Worker
+from serving.core.plan import StepPlan, StepResult
+from serving.core.request import Sequence
+from serving.core.stages import Loader, Stage
+from serving.units import Bytes, Seconds
+
+
+class Executor(Protocol):
+    """Runs forward passes."""
+
+    def submit(self, instance: Instance, plan: StepPlan, done: Callable[[StepResult], None]) -> None:
+        """Start one step; ``done`` is called on the clock when it ends."""
+        ...
+
+
+class Transfer(Protocol):
+    """Bytes on their way."""
+
+    done: Signal
+
+    def reached(self, num_bytes: Bytes) -> Signal:
+        """Fires when so many bytes have arrived (at once if they have)."""
+        ...
+
+
+class Transport(Protocol):
+    """Moves bytes."""
+
+    def fetch(self, worker: Worker) -> Transfer:
+        """The worker's weights, from its server's storage server into host memory."""
+        ...
+
+    def load(self, worker: Worker, size: Bytes, loader: Loader) -> Transfer:
+        """Some weights, from host memory to the worker's GPU."""
+        ...
+
+
+class Provisioner(Protocol):
+    """Starts processes and sizes their memory."""
+
+    def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
+        """Begin a TIMED or PROFILE stage; the signal fires at its end."""
+        ...
+
+    def num_blocks(self, instance: Instance) -> int:
+        """KV blocks that the instance's memory slices hold beside the weights."""
+        ...
+
+
+class Scheduler(Protocol):
+    """One instance, one step: what to compute now. May move its sequences between queues and claim blocks."""
+
+    def plan(self, instance: Instance) -> StepPlan:
+        """The next step; an empty plan when there is nothing to compute."""
+        ...
+
+
+class Controller(Protocol):
+    """The cluster: where, how many, what shape. Each hook returns actions and touches nothing."""
+
+    interval: Seconds
+    """How often ``on_interval`` is called."""
+
+    def on_arrival(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
+        """A sequence has come and is held."""
+        ...
+
+    def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
+        """An instance can serve."""
+        ...
+
+    def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
+        """A sequence has its last token and left its instance."""
+        ...
+
+    def on_interval(self, cluster: Cluster) -> list[Action]:
+        """Time has passed."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """The ports of one world, and its clock."""
+
+    clock: Clock
+    executor: Executor
+    transport: Transport
+    provisioner: Provisioner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class System:
+    """A bundle of policies: two choices and their knobs."""
+
+    name: str
+    config: Any
+    """The frozen dataclass instance with the defaults of this system."""
+    controller: Callable[[Any], Controller]
+    """Config to Controller."""
+    scheduler: Callable[[Any], Scheduler]
+    """Config to Scheduler."""
+    exclusive_gpus: bool
+    """Whether its testbed must lend whole GPUs instead of slices."""
+    summary: str
+    """One line for the report."""

@@ -1,0 +1,96 @@
+"""Request (what was asked, frozen) and Sequence (its life in the engine)."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from serving.records import RequestRecord
+from serving.units import Seconds, Tokens
+
+if TYPE_CHECKING:
+    from serving.core.instance import Instance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What a client asked for."""
+
+    request_id: int
+    model: str
+    """Slug of the deployed model."""
+    num_prompt_tokens: Tokens
+    num_output_tokens: Tokens
+    """Tokens after which the answer ends (the simulator knows them; a live engine may stop earlier)."""
+    label: str = "measured"
+    ttft_slo: Seconds | None = None
+    tpot_slo: Seconds | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_prompt_tokens < 1 or self.num_output_tokens < 1:
+            raise ValueError(
+                f"request {self.request_id}: prompt and output need at least one token each, "
+                f"got {self.num_prompt_tokens} and {self.num_output_tokens}"
+            )
+
+
+class State(Enum):
+    """Where a Sequence is in its life."""
+
+    HELD = "held"
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request's life in the engine: state, tokens, blocks, times.
+
+    ``num_tokens`` counts prompt and output tokens known so far, ``num_computed`` those whose KV is in
+    the cache; a step may compute the difference, whichever phase that is.
+    """
+
+    request: Request
+    arrived_at: Seconds
+    state: State = State.HELD
+    instance: "Instance | None" = None
+    num_tokens: Tokens = 0
+    num_computed: Tokens = 0
+    final_tokens: Tokens = 0
+    block_table: list[int] = field(default_factory=list)
+    capacity: Tokens = 0
+    """Tokens that the blocks of ``block_table`` hold."""
+    dispatched_at: Seconds | None = None
+    token_times: list[Seconds] = field(default_factory=list)
+    finished_at: Seconds | None = None
+    num_preemptions: int = 0
+
+    def __post_init__(self) -> None:
+        self.num_tokens = self.request.num_prompt_tokens
+        self.final_tokens = self.request.num_prompt_tokens + self.request.num_output_tokens
+
+    @property
+    def num_output_tokens(self) -> Tokens:
+        """Tokens produced so far."""
+        return self.num_tokens - self.request.num_prompt_tokens
+
+    def record(self) -> RequestRecord:
+        """The record of this sequence as it stands."""
+        times = self.token_times
+        return RequestRecord(
+            request_id=self.request.request_id,
+            model=self.request.model,
+            label=self.request.label,
+            arrived_at=self.arrived_at,
+            dispatched_at=self.dispatched_at,
+            first_token_at=times[0] if times else None,
+            finished_at=self.finished_at,
+            num_prompt_tokens=self.request.num_prompt_tokens,
+            num_output_tokens=self.num_output_tokens,
+            num_preemptions=self.num_preemptions,
+            instance=None if self.instance is None else self.instance.instance_id,
+            ttft_slo=self.request.ttft_slo,
+            tpot_slo=self.request.tpot_slo,
+            token_gaps=tuple(later - earlier for earlier, later in pairwise(times)),
+        )

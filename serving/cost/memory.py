@@ -1,0 +1,39 @@
+"""GPU memory: how many KV blocks a slice holds beside the weights."""
+
+from serving.core.instance import Instance
+from serving.cost.models import MODELS
+from serving.cost.number import Number
+from serving.units import Tokens
+
+BLOCK_SIZE: Tokens = 16
+"""Tokens per KV block."""
+
+UTILISATION = 0.95
+"""Share of a slice that the engine uses."""
+
+CONSTANTS = (
+    Number(name="block_size", value=BLOCK_SIZE, unit="tokens", source="vLLM's default"),
+    Number(
+        name="gpu_memory_utilisation",
+        value=UTILISATION,
+        unit="",
+        source="HydraServe artifact, gpu_mem_utilization",
+    ),
+)
+
+
+def num_blocks(instance: Instance) -> int:
+    """KV blocks of an instance: the fewest that any of its stages has room for."""
+    model = MODELS[instance.model]
+    per_layer = model.kv_bytes_per_layer * BLOCK_SIZE
+    room = [
+        int((worker.memory * UTILISATION - worker.weights) // (per_layer * len(worker.layers)))
+        for worker in instance.workers
+    ]
+    if min(room) < 1:
+        worker = instance.workers[room.index(min(room))]
+        raise ValueError(
+            f"{instance.model}: {worker.weights / 1e9:.1f} GB of weights leave no KV block in a slice of "
+            f"{worker.memory / 1e9:.1f} GB on {worker.gpu.name}"
+        )
+    return min(room)

@@ -1,0 +1,39 @@
+"""Step time from first principles: a forward pass is bound by arithmetic or by memory, whichever is slower."""
+
+from serving.core.instance import Instance, Worker
+from serving.cost.gpus import COMPUTE_EFFICIENCY, GPUS, MEMORY_EFFICIENCY
+from serving.cost.models import FP16, MODELS, ModelSpec
+from serving.cost.number import Number
+from serving.units import Seconds, Tokens, ms
+
+HOP = 1 * ms
+"""Activations from one pipeline stage to the next over TCP."""
+
+CONSTANTS = (Number(name="hop", value=HOP, unit="s", source="HydraServe artifact: 1 ms per extra stage"),)
+
+
+def compute_share(worker: Worker) -> float:
+    """Share of the GPU's compute that a memory slice comes with: all of it on exclusive GPUs, else in proportion,
+    floored to 5 % (HydraServe sheet, section 2.5: cGPU)."""
+    if worker.server.exclusive:
+        return 1.0
+    percent = int(100 * worker.memory / worker.gpu.memory.capacity + 1e-9) // 5 * 5
+    return max(percent, 5) / 100
+
+
+def forward_time(model: ModelSpec, worker: Worker, total_tokens: Tokens, context_tokens: Tokens) -> Seconds:
+    """Time of one worker's part of a forward pass over ``total_tokens`` rows that read ``context_tokens`` of KV."""
+    gpu = GPUS[worker.gpu.kind]
+    num_layers = len(worker.layers)
+    attention = 4 * model.hidden * num_layers * (context_tokens + total_tokens)
+    flops = 2 * worker.weights / FP16 * total_tokens + attention
+    moved = worker.weights + context_tokens * num_layers * model.kv_bytes_per_layer
+    busy = max(flops / (gpu.fp16_flops * COMPUTE_EFFICIENCY), moved / (gpu.memory_bandwidth * MEMORY_EFFICIENCY))
+    return busy / compute_share(worker)
+
+
+def step_time(instance: Instance, total_tokens: Tokens, context_tokens: Tokens) -> Seconds:
+    """Time of a step: the stages of the pipeline one after the other, and the hops between them."""
+    model = MODELS[instance.model]
+    stages = sum(forward_time(model, w, total_tokens, context_tokens) for w in instance.workers)
+    return stages + HOP * (len(instance.workers) - 1)

@@ -1,0 +1,35 @@
+"""StartupCosts: how long the stages of a worker's start take on one kind of server."""
+
+from dataclasses import dataclass
+
+from serving.units import BytesPerSecond, Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartupCosts:
+    """Stage times on an otherwise idle server, before jitter. Values and sources are in the testbed's TOML."""
+
+    container: Seconds
+    """Pod creation, the image being on the server."""
+    libraries: Seconds
+    """Imports of the runtime: PyTorch, the engine, the server."""
+    context: Seconds
+    """CUDA context."""
+    engine: Seconds
+    """Engine construction, KV allocation, server start."""
+    first_step: Seconds
+    """What the first forward pass of a process takes longer than the next (kernel loading)."""
+    engine_load_rate: BytesPerSecond
+    """Rate of the engine's own weight loader."""
+    jitter: float
+    """Coefficient of variation of the timed stages."""
+
+    def timed(self, stage: str) -> Seconds:
+        """Time of the stage of that name."""
+        times = {
+            "container": self.container,
+            "libraries": self.libraries,
+            "context": self.context,
+            "engine": self.engine,
+        }
+        return times[stage]

@@ -1,0 +1,111 @@
+"""Cold start: carry out a Launch. Every worker walks its stage graph; the group is ready at the slowest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from serving.core.clock import Flow, FlowBody, Signal, spawn
+from serving.core.hardware import CacheEntry
+from serving.core.instance import Instance, Worker
+from serving.core.ports import Backend, Transfer
+from serving.core.stages import Stage, StageGraph, Work
+from serving.records import StageRecord
+from serving.units import Bytes
+
+
+@dataclass(slots=True, eq=False)
+class ColdStart:
+    """The start of one instance. ``run()`` is the flow to spawn; it returns when every worker is ready."""
+
+    instance: Instance
+    graph: StageGraph
+    backend: Backend
+    record: Callable[[StageRecord], None]
+    keep_in_host_memory: bool
+    _fetches: dict[tuple[int, str], Signal] = field(default_factory=dict)
+
+    def run(self) -> FlowBody:
+        """Start all workers and wait for each."""
+        starts = [spawn(self.backend.clock, self._start_worker(worker)) for worker in self.instance.workers]
+        for start in starts:
+            yield start
+
+    def _start_worker(self, worker: Worker) -> FlowBody:
+        entry = self._open_host_memory(worker)
+        stages: dict[str, Flow] = {}
+        for stage in self.graph.stages:
+            waits_for = [stages[name] for name in stage.after]
+            stages[stage.name] = spawn(self.backend.clock, self._run_stage(worker, stage, waits_for, entry))
+        for flow in stages.values():
+            yield flow
+        self._close_host_memory(worker, entry)
+
+    def _run_stage(self, worker: Worker, stage: Stage, waits_for: list[Flow], entry: CacheEntry | None) -> FlowBody:
+        if stage.work is Work.FETCH:
+            self._fetches[worker.rank, stage.name] = Signal(self.backend.clock)
+        for flow in waits_for:
+            yield flow
+        started_at = self.backend.clock.now
+        num_bytes: Bytes = 0.0
+        if stage.work is Work.FETCH:
+            num_bytes = yield from self._fetch(worker, stage, entry)
+        elif stage.work is Work.LOAD:
+            num_bytes = yield from self._load(worker, stage)
+        elif stage.work is Work.POLL:
+            yield 0.0 if worker.from_cache else stage.period - started_at % stage.period
+        else:
+            yield self.backend.provisioner.start(self.instance, worker, stage)
+        self._write(worker, stage, started_at, num_bytes)
+
+    def _fetch(self, worker: Worker, stage: Stage, entry: CacheEntry | None) -> FlowBody:
+        """Bring the weights into host memory; nothing to do when they are there."""
+        started = self._fetches[worker.rank, stage.name]
+        if worker.from_cache:
+            started.fire(None)
+            return 0.0
+        transfer = self.backend.transport.fetch(worker)
+        started.fire(transfer)
+        yield transfer.done
+        if entry is not None:
+            entry.complete = True
+        return worker.weights
+
+    def _load(self, worker: Worker, stage: Stage) -> FlowBody:
+        """Copy the weights to the GPU, at once or tensor by tensor as their bytes arrive."""
+        if stage.streams is None:
+            yield self.backend.transport.load(worker, worker.weights, stage.loader).done
+            return worker.weights
+        fetch: Transfer | None = yield self._fetches[worker.rank, stage.streams]
+        arrived: Bytes = 0.0
+        for tensor in worker.tensors:
+            arrived += tensor
+            if fetch is not None:
+                yield fetch.reached(arrived)
+            yield self.backend.transport.load(worker, tensor, stage.loader).done
+        return worker.weights
+
+    def _open_host_memory(self, worker: Worker) -> CacheEntry | None:
+        """Room for the weights on the server: an entry of its cache, or a buffer that goes when they are loaded."""
+        if self.keep_in_host_memory and worker.server.cache is not None:
+            return worker.server.cache.open(self.instance.model, worker.weights)
+        worker.server.host_memory.claim((worker, "weights"), worker.weights)
+        return None
+
+    def _close_host_memory(self, worker: Worker, entry: CacheEntry | None) -> None:
+        if entry is not None and worker.server.cache is not None:
+            worker.server.cache.close(entry)
+        else:
+            worker.server.host_memory.release((worker, "weights"))
+
+    def _write(self, worker: Worker, stage: Stage, started_at: float, num_bytes: Bytes) -> None:
+        self.record(
+            StageRecord(
+                instance=self.instance.instance_id,
+                rank=worker.rank,
+                model=self.instance.model,
+                server=worker.server.name,
+                stage=stage.name,
+                started_at=started_at,
+                ended_at=self.backend.clock.now,
+                num_bytes=num_bytes,
+            )
+        )

@@ -1,0 +1,68 @@
+"""SYSTEMS: every system by its slug. A new one is a file and a line here."""
+
+from dataclasses import replace
+from typing import Any
+
+from serving.core.ports import System
+from serving.policies.continuous import ContinuousBatching
+from serving.policies.hydraserve import HydraServe, HydraServeConfig
+from serving.policies.serverless_vllm import ServerlessVllm, ServerlessVllmConfig
+from serving.policies.serverlessllm import ServerlessLLM, ServerlessLLMConfig
+
+
+def _batching(config: Any) -> ContinuousBatching:
+    return ContinuousBatching(config.batching)
+
+
+SYSTEMS: dict[str, System] = {
+    system.name: system
+    for system in (
+        System(
+            name="serverless_vllm",
+            config=ServerlessVllmConfig(),
+            controller=ServerlessVllm,
+            scheduler=_batching,
+            exclusive_gpus=False,
+            summary="one worker per cold start, first fit, all stages in series",
+        ),
+        System(
+            name="serverlessllm",
+            config=ServerlessLLMConfig(),
+            controller=ServerlessLLM,
+            scheduler=_batching,
+            exclusive_gpus=True,
+            summary="whole GPUs, pinned-memory store, fastest estimated start",
+        ),
+        System(
+            name="serverlessllm_with_cached_model",
+            config=ServerlessLLMConfig(),
+            controller=ServerlessLLM,
+            scheduler=_batching,
+            exclusive_gpus=True,
+            summary="ServerlessLLM with the model already in pinned host memory (the workload sees to it)",
+        ),
+        System(
+            name="hydraserve_with_single_worker",
+            config=HydraServeConfig(parallel=False),
+            controller=HydraServe,
+            scheduler=_batching,
+            exclusive_gpus=False,
+            summary="HydraServe's overlap inside one worker, no pipeline group",
+        ),
+        System(
+            name="hydraserve",
+            config=HydraServeConfig(),
+            controller=HydraServe,
+            scheduler=_batching,
+            exclusive_gpus=False,
+            summary="pipeline group of up to 4 workers, overlap inside each, network-aware placement",
+        ),
+    )
+}
+
+
+def configured(name: str, changes: dict[str, Any]) -> System:
+    """A system with some knobs changed; those of the scheduler are in a table of their own, ``batching``."""
+    system = SYSTEMS[name]
+    batching = replace(system.config.batching, **changes.get("batching", {}))
+    return replace(system, config=replace(system.config, **{**changes, "batching": batching}))

@@ -1,0 +1,86 @@
+"""Bandwidth: what HydraServe's controller believes about each server's NIC.
+
+**Paper**: HydraServe, sheet section 3.2 (network-contention-aware bandwidth). Only book-keeping of claims:
+the controller does not see the transfers themselves.
+"""
+
+from dataclasses import dataclass, field
+
+from serving.core.cluster import Cluster
+from serving.core.hardware import Server
+from serving.units import Bytes, BytesPerSecond, Seconds
+
+
+@dataclass(slots=True, eq=False)
+class Claim:
+    """A fetch that was planned: what is believed to be left of it, and of its time."""
+
+    owner: object
+    remaining: Bytes
+    time_left: Seconds
+
+
+@dataclass(slots=True, eq=False)
+class Nic:
+    """Claims on one server's NIC; all running ones get an equal part of it."""
+
+    rate: BytesPerSecond
+    claims: list[Claim] = field(default_factory=list)
+    advanced_at: Seconds = 0.0
+
+    def available(self, now: Seconds) -> BytesPerSecond:
+        """Rate that one more fetch would get, or 0 when it would push a running one past its SLO."""
+        self._advance(now)
+        share = self.rate / (len(self.claims) + 1)
+        if any(claim.time_left * share < claim.remaining for claim in self.claims):
+            return 0.0
+        return share
+
+    def claim(self, now: Seconds, owner: object, size: Bytes, slo: Seconds) -> None:
+        """Book a fetch of ``size`` bytes that should end within ``slo``."""
+        self._advance(now)
+        self.claims.append(Claim(owner, size, slo))
+
+    def release(self, now: Seconds, owner: object) -> None:
+        """The owner's oldest fetch has ended (or was believed to have, already)."""
+        self._advance(now)
+        mine = next((claim for claim in self.claims if claim.owner == owner), None)
+        if mine is not None:
+            self.claims.remove(mine)
+
+    def _advance(self, now: Seconds) -> None:
+        """Let time pass: claims run at an equal share, which grows whenever one is believed to end."""
+        elapsed = now - self.advanced_at
+        self.advanced_at = now
+        while self.claims and elapsed > 0:
+            share = self.rate / len(self.claims)
+            until_next = min(claim.remaining for claim in self.claims) / share
+            step = min(elapsed, until_next)
+            for claim in self.claims:
+                claim.remaining -= share * step
+                claim.time_left -= step
+            self.claims = [claim for claim in self.claims if claim.remaining > 1.0]
+            elapsed -= step
+
+
+class Bandwidth:
+    """The NICs of a cluster."""
+
+    def __init__(self) -> None:
+        self._nics: dict[Server, Nic] = {}
+
+    def nic(self, server: Server) -> Nic:
+        """The book of one server."""
+        if server not in self._nics:
+            self._nics[server] = Nic(server.nic_rate)
+        return self._nics[server]
+
+    def ranked(self, cluster: Cluster) -> list[tuple[Server, BytesPerSecond]]:
+        """Servers that are open for a fetch with the rate it would get, best first, ties in server order."""
+        rates = [(server, self.nic(server).available(cluster.now)) for server in cluster.servers]
+        return sorted((pair for pair in rates if pair[1] > 0), key=lambda pair: -pair[1])
+
+    def release(self, now: Seconds, owner: object) -> None:
+        """Drop an owner's oldest claim on every server."""
+        for nic in self._nics.values():
+            nic.release(now, owner)

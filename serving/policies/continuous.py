@@ -1,0 +1,100 @@
+"""Continuous batching over paged KV: the Scheduler of every baseline.
+
+**Paper**: vLLM (SOSP'23) and its 0.4 scheduler; Sarathi-Serve for chunked prefill.
+**Implements**: first come, first served admission; preemption by recompute, latest arrival first; whole-prompt
+prefill steps that go before decodes, or chunked prefill that shares the step with them.
+**Departures**: no swapping to host memory.
+"""
+
+from dataclasses import dataclass
+
+from serving.core.instance import Instance
+from serving.core.kv import BlockPool
+from serving.core.plan import StepPlan
+from serving.core.request import Sequence
+from serving.units import Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batching:
+    """Knobs of continuous batching."""
+
+    chunked_prefill: bool = False
+    """Mix prompt chunks and decodes in one step instead of whole prompts first."""
+    watermark: float = 0.01
+    """Share of blocks kept free at admission (vLLM's default)."""
+
+
+class ContinuousBatching:
+    """Plans one step of one instance."""
+
+    def __init__(self, batching: Batching) -> None:
+        self._chunked = batching.chunked_prefill
+        self._watermark = batching.watermark
+
+    def plan(self, instance: Instance) -> StepPlan:
+        """Prompts first, or decodes first with chunks in what is left of the budget."""
+        pool = instance.pool
+        if pool is None:
+            return StepPlan()
+        plan = StepPlan()
+        if self._chunked:
+            self._continue(instance, pool, plan)
+            self._admit(instance, pool, plan)
+            return plan
+        self._admit(instance, pool, plan)
+        if not plan:
+            self._continue(instance, pool, plan)
+        return plan
+
+    def _continue(self, instance: Instance, pool: BlockPool, plan: StepPlan) -> None:
+        """Everything that runs computes what it has not computed, oldest first; blocks come from the youngest."""
+        budget = instance.max_step_tokens
+        running = instance.running
+        index = 0
+        while index < len(running) and budget > 0:
+            sequence = running[index]
+            target = sequence.num_tokens
+            num_tokens = target - sequence.num_computed
+            if num_tokens > budget:
+                num_tokens = budget
+                target = sequence.num_computed + budget
+            if target > sequence.capacity and not self._grow(instance, pool, sequence, target):
+                break
+            plan.add(sequence, num_tokens)
+            budget -= num_tokens
+            index += 1
+
+    def _grow(self, instance: Instance, pool: BlockPool, sequence: Sequence, target: Tokens) -> bool:
+        """Find blocks for the sequence, preempting the youngest; False when it was the youngest itself."""
+        while not pool.can_extend(sequence, target):
+            victim = instance.running[-1]
+            if victim is sequence and len(instance.running) == 1:
+                raise RuntimeError(
+                    f"sequence {sequence.request.request_id} alone needs {pool.blocks_for(target)} KV blocks, "
+                    f"instance {instance.instance_id} has {pool.num_blocks}"
+                )
+            instance.preempt(victim)
+            if victim is sequence:
+                return False
+        pool.extend(sequence, target)
+        return True
+
+    def _admit(self, instance: Instance, pool: BlockPool, plan: StepPlan) -> None:
+        """Take waiting sequences while tokens, seats and blocks last."""
+        reserve = int(self._watermark * pool.num_blocks)
+        budget = instance.max_step_tokens - plan.total_tokens
+        while instance.waiting and budget > 0 and len(instance.running) < instance.max_sequences:
+            sequence = instance.waiting[0]
+            num_tokens = sequence.num_tokens
+            if num_tokens > budget:
+                if not self._chunked and plan.sequences:
+                    break
+                num_tokens = budget if self._chunked else num_tokens
+            spare = reserve if instance.running else 0
+            if not pool.can_extend(sequence, num_tokens, spare):
+                break
+            pool.extend(sequence, num_tokens)
+            instance.admit(sequence)
+            plan.add(sequence, num_tokens)
+            budget -= num_tokens

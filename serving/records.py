@@ -1,0 +1,72 @@
+"""Records: what a run leaves behind, the schema shared by the engine and the harness.
+
+Field order is file format: append, never reorder. Times are seconds since run start.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from serving.units import Bytes, Seconds, Tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request's life, written when it finishes or, unanswered, when the run ends."""
+
+    kind: ClassVar[str] = "request"
+
+    request_id: int
+    model: str
+    label: str
+    """What the workload calls it: ``measured``, ``warmup``, or an application's name."""
+    arrived_at: Seconds
+    dispatched_at: Seconds | None
+    """When a Controller gave it to an instance; None: never."""
+    first_token_at: Seconds | None
+    finished_at: Seconds | None
+    """None: the run ended before its last token."""
+    num_prompt_tokens: Tokens
+    num_output_tokens: Tokens
+    """Tokens produced, which for an unfinished request is fewer than asked for."""
+    num_preemptions: int
+    instance: int | None
+    """The instance that served it last."""
+    ttft_slo: Seconds | None
+    tpot_slo: Seconds | None
+    token_gaps: tuple[Seconds, ...]
+    """ITL of each token after the first, in order."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRecord:
+    """One stage of one worker's cold start."""
+
+    kind: ClassVar[str] = "stage"
+
+    instance: int
+    rank: int
+    model: str
+    server: str
+    stage: str
+    started_at: Seconds
+    ended_at: Seconds
+    num_bytes: Bytes
+    """Bytes moved; 0 for stages that move none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRecord:
+    """One Action a Controller returned, in the order it was carried out."""
+
+    kind: ClassVar[str] = "decision"
+
+    at: Seconds
+    hook: str
+    action: str
+    detail: str
+
+
+Record = RequestRecord | StageRecord | DecisionRecord
+RECORD_TYPES: dict[str, type[RequestRecord] | type[StageRecord] | type[DecisionRecord]] = {
+    record.kind: record for record in (RequestRecord, StageRecord, DecisionRecord)
+}

@@ -1,0 +1,79 @@
+"""serve(): wires workload, system and backend, runs the clock, and hands out records."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from serving.control import Control
+from serving.core.clock import FlowBody, SimClock, spawn
+from serving.core.cluster import Cluster, Deployment
+from serving.core.ports import Backend, System
+from serving.records import Record
+from serving.sim.executor import SimExecutor
+from serving.sim.provisioner import SimProvisioner
+from serving.sim.transport import SimTransport
+from serving.testbed import Testbed, build_inventory
+from serving.workload.clients import Client
+
+
+class IsolationMismatch(ValueError):
+    """The testbed lends GPUs in another way than the system expects."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """What is served on, by which policies, for which models."""
+
+    testbed: Testbed
+    system: System
+    deployments: tuple[Deployment, ...]
+    seed: int
+
+
+def simulated_backend(testbed: Testbed, seed: int) -> tuple[SimClock, Backend]:
+    """The ports in virtual time, and the clock that runs them."""
+    clock = SimClock()
+    backend = Backend(
+        clock=clock,
+        executor=SimExecutor(clock, testbed.startup),
+        transport=SimTransport(clock, testbed.startup),
+        provisioner=SimProvisioner(clock, testbed.startup, seed),
+    )
+    return clock, backend
+
+
+def build_control(setup: Setup, backend: Backend, record: Callable[[Record], None]) -> Control:
+    """The control plane over an idle cluster."""
+    if setup.testbed.exclusive != setup.system.exclusive_gpus:
+        modes = {True: "exclusive", False: "shared"}
+        raise IsolationMismatch(
+            f"{setup.system.name} needs {modes[setup.system.exclusive_gpus]} GPUs, the testbed's are "
+            f"{modes[setup.testbed.exclusive]}"
+        )
+    cluster = Cluster(
+        clock=backend.clock,
+        inventory=build_inventory(setup.testbed),
+        deployments={deployment.model: deployment for deployment in setup.deployments},
+    )
+    return Control(
+        cluster=cluster,
+        controller=setup.system.controller(setup.system.config),
+        scheduler=setup.system.scheduler(setup.system.config),
+        backend=backend,
+        record=record,
+    )
+
+
+def serve(setup: Setup, client: Client, record: Callable[[Record], None]) -> Control:
+    """Run one client against one system until every request is answered; returns the control plane as it ended."""
+    clock, backend = simulated_backend(setup.testbed, setup.seed)
+    control = build_control(setup, backend, record)
+
+    def whole_run() -> FlowBody:
+        yield spawn(clock, client(control.arrive))
+        control.draining = True
+
+    control.start()
+    spawn(clock, whole_run())
+    clock.run()
+    control.close()
+    return control

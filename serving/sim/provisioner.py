@@ -1,0 +1,45 @@
+"""Provisioner in virtual time: stages take what the testbed's start-up costs say, with jitter."""
+
+from math import log, sqrt
+from random import Random
+
+from serving.core.clock import Clock, Signal
+from serving.core.instance import Instance, Worker
+from serving.core.stages import Stage, Work
+from serving.cost.memory import num_blocks
+from serving.cost.models import MODELS
+from serving.cost.roofline import forward_time
+from serving.cost.startup import StartupCosts
+from serving.units import Seconds
+
+
+class SimProvisioner:
+    """The Provisioner port. Jitter is lognormal with mean 1, one stream per stage name."""
+
+    def __init__(self, clock: Clock, startup: dict[str, StartupCosts], seed: int) -> None:
+        self._clock = clock
+        self._startup = startup
+        self._seed = seed
+        self._streams: dict[str, Random] = {}
+
+    def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
+        """Begin a TIMED or PROFILE stage; the signal fires at its end."""
+        ended = Signal(self._clock)
+        self._clock.call_later(self._duration(instance, worker, stage), ended.fire)
+        return ended
+
+    def num_blocks(self, instance: Instance) -> int:
+        """KV blocks that fit beside the weights in the tightest stage."""
+        return num_blocks(instance)
+
+    def _duration(self, instance: Instance, worker: Worker, stage: Stage) -> Seconds:
+        costs = self._startup[worker.server.kind]
+        if stage.work is Work.PROFILE:
+            return forward_time(MODELS[instance.model], worker, instance.max_step_tokens, 0)
+        return costs.timed(stage.name) * self._jitter(stage.name, costs.jitter)
+
+    def _jitter(self, stage_name: str, variation: float) -> float:
+        if stage_name not in self._streams:
+            self._streams[stage_name] = Random(f"{self._seed}/startup/{stage_name}")
+        sigma = sqrt(log(1 + variation**2))
+        return self._streams[stage_name].lognormvariate(-(sigma**2) / 2, sigma)

@@ -1,0 +1,91 @@
+"""Testbed: the machines of an experiment as a spec, and the Inventory built from it."""
+
+from dataclasses import dataclass
+
+from serving.core.hardware import GPU, HostCache, Inventory, Link, Memory, Server, StorageServer
+from serving.cost.startup import StartupCosts
+from serving.units import Bytes, BytesPerSecond
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerKind:
+    """A type of GPU server."""
+
+    name: str
+    gpu: str
+    num_gpus: int
+    gpu_memory: Bytes
+    dram: Bytes
+    nic_rate: BytesPerSecond
+    """Nominal."""
+    fetch_rate: BytesPerSecond
+    """What a fetch into host memory gets of the NIC at most."""
+    pcie_rate: BytesPerSecond
+    """Pinned host memory to GPU."""
+    startup: StartupCosts
+    cache: Bytes = 0.0
+    """Host memory set aside for weights that stay; 0: none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Testbed:
+    """Counts of machines; servers take storage servers in turn, so that NICs add up on both sides."""
+
+    __test__ = False  # not a test class, whatever its name looks like to pytest
+
+    servers: tuple[tuple[ServerKind, int], ...]
+    num_stores: int
+    store_nic_rate: BytesPerSecond
+    exclusive: bool
+
+    @property
+    def startup(self) -> dict[str, StartupCosts]:
+        """Start-up costs by server kind."""
+        return {kind.name: kind.startup for kind, _ in self.servers}
+
+
+def build_inventory(testbed: Testbed) -> Inventory:
+    """Machines with all their memory free."""
+    stores = tuple(
+        StorageServer(f"store{i}", testbed.store_nic_rate, Link(f"store{i}/up", testbed.store_nic_rate))
+        for i in range(testbed.num_stores)
+    )
+    left = {store: store.nic_rate for store in stores}
+    servers = []
+    for kind, count in testbed.servers:
+        for i in range(count):
+            store = assign_store(kind.nic_rate, left)
+            servers.append(_server(kind, f"{kind.name}-{i}", store, testbed.exclusive))
+    return Inventory(tuple(servers), stores)
+
+
+def assign_store(nic_rate: BytesPerSecond, left: dict[StorageServer, BytesPerSecond]) -> StorageServer:
+    """The storage server with the most bandwidth left, which is then less (HydraServe sheet, section 2.3,
+    LARGEST=1 as in Figure 7)."""
+    store = max(left, key=lambda candidate: left[candidate])
+    left[store] -= nic_rate
+    return store
+
+
+def _server(kind: ServerKind, name: str, store: StorageServer, exclusive: bool) -> Server:
+    gpus = tuple(
+        GPU(
+            name=f"{name}/gpu{i}",
+            kind=kind.gpu,
+            memory=Memory(f"{name}/gpu{i}", kind.gpu_memory),
+            pcie=Link(f"{name}/gpu{i}/pcie", kind.pcie_rate),
+        )
+        for i in range(kind.num_gpus)
+    )
+    return Server(
+        name=name,
+        kind=kind.name,
+        gpus=gpus,
+        nic_rate=kind.nic_rate,
+        downlink=Link(f"{name}/down", kind.fetch_rate),
+        uplink=Link(f"{name}/up", kind.nic_rate),
+        host_memory=Memory(f"{name}/dram", kind.dram - kind.cache),
+        store=store,
+        cache=HostCache(f"{name}/cache", kind.cache) if kind.cache else None,
+        exclusive=exclusive,
+    )

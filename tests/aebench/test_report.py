@@ -1,0 +1,225 @@
+"""Reports: the headline, the claim table, prediction errors, JSON, and the page."""
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from aebench import claims, report
+from aebench.claims import Judgement, Verdict
+from aebench.figure import Figure, PlotSpec
+from aebench.markdown import to_html
+from aebench.plotting.draw import draw
+from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput, inline_svg, render_html
+from aebench.run_manifest import RunManifest
+
+CLAIMS = """\
+c1  ttft_mean  [system=hydraserve model=opt-13b] = 8.0 s ±20%            # Fig. 7a, bar 3
+c2  ttft_mean  [system=serverless_vllm] / [system=hydraserve] in 2..4x  # Sec. 8.2
+"""
+CLAIM_FILE = claims.parse(CLAIMS, Path("figure7.claim"))
+PAPER = pd.DataFrame(
+    [("opt-2.7b", "serverless_vllm", 16.0), ("opt-2.7b", "hydraserve", 8.0), ("opt-13b", "hydraserve", 10.0),
+     ("opt-13b", "serverless_vllm", 40.0)],
+    columns=["model", "system", "ttft_mean"],
+)  # fmt: skip
+SUMMARY = PAPER.assign(ttft_mean=[20.0, 8.8, 9.0, 40.0], seed=0)
+FIGURE = Figure(
+    figure_id="hydraserve/figure7",
+    paper="hydraserve",
+    shows="Cold-start TTFT <per model>",
+    experiment="hydraserve/cold_start",
+    plot=PlotSpec(kind="bars", x="model", y="ttft_mean", series="system", labels={"opt-13b": "OPT-13B"}),
+    paper_points=PAPER,
+    claims=CLAIM_FILE,
+    notes="# Why\n\nOne `NIC` is *slow* & <old>.",
+    folder=Path("figures/hydraserve"),
+)
+
+
+def is_calibrated(keys) -> bool:
+    return keys["model"] == "opt-2.7b" and keys["system"] == "hydraserve"
+
+
+def judged(*verdicts: Verdict, detail: str = "") -> list[Judgement]:
+    claim = CLAIM_FILE.claims[0]
+    return [Judgement(claim, "7.6 s", "-6%", verdict, detail) for verdict in verdicts]
+
+
+def make_prediction() -> report.PredictionError:
+    prediction = report.prediction_error(FIGURE, SUMMARY, is_calibrated)
+    assert prediction is not None
+    return prediction
+
+
+def make_page(svg: str | None = None, judgements: list[Judgement] | None = None) -> ReportInput:
+    result = report.FigureResult(
+        figure_id="hydraserve/figure7",
+        backend="sim",
+        wall_seconds=18.2,
+        judgements=judged(Verdict.PASS, Verdict.FAIL) if judgements is None else judgements,
+        prediction=make_prediction(),
+    )
+    manifest = RunManifest(
+        status="success",
+        experiment="hydraserve/cold_start",
+        spec={},
+        seeds=(0,),
+        backend="sim",
+        grid_keys=("model", "system"),
+        commit="3f2c9ab",
+        dirty=True,
+        versions={"numpy": "2.4.6"},
+    )
+    section = FigureSection(
+        figure=FIGURE, result=result, svg=svg, caption="Simulated; seed 0.", manifest=manifest, log="logs/x"
+    )
+    return ReportInput(
+        title="A report",
+        log_path="logs",
+        figures=[section],
+        parameters=[
+            Parameter(area="testbed", name="nic", value="16", unit="Gbps", source="specification"),
+            Parameter(area="GPUs", name="a10.memory", value="24", unit="GiB", source="data sheet"),
+            Parameter(area="testbed", name="floor", value="4.7", unit="s", source="Fig. 7", calibrated=True),
+        ],
+        calibrations=[Calibration(parameter="floor", value="4.7", unit="s", points=["p1"], residual="0.05 s")],
+    )
+
+
+def test_the_headline_counts_passes_and_keeps_calibrated_apart():
+    verdicts = [Verdict.PASS] * 9 + [Verdict.ABSENT, Verdict.SHAPE]
+    line = report.headline("hydraserve/figure7", judged(*verdicts), "sim", 18.2)
+    assert line == "hydraserve/figure7  9 of 11 claims pass, 1 shape, 1 absent   [sim, 18 s]"
+    assert report.finding(judged(Verdict.PASS, Verdict.CALIBRATED)) == "1 of 1 claims pass; 1 calibrated"
+    assert report.finding(judged(Verdict.CALIBRATED)) == "1 calibrated"
+    assert report.finding([]) == "no claims"
+
+
+def test_the_claim_table_reads_in_columns():
+    judgements = judged(Verdict.PASS, detail="unsaid") + judged(Verdict.FAIL, detail="worst: model=opt-13b")
+    assert report.claim_table(judgements) == (
+        "verdict  claim  measured  deviation  what the paper says\n"
+        "pass     c1     7.6 s     -6%        ttft_mean [system=hydraserve model=opt-13b] = 8 s ±20%  "
+        "(Fig. 7a, bar 3)\n"
+        "fail     c1     7.6 s     -6%        ttft_mean [system=hydraserve model=opt-13b] = 8 s ±20%  "
+        "(Fig. 7a, bar 3)\n"
+        "                worst: model=opt-13b"
+    )
+
+
+def test_no_line_of_the_claim_table_is_too_wide():
+    judgements = judged(*Verdict, detail="missing: " + "model=llama2-13b gpu=v100, " * 20)
+    wide = [Judgement(each.claim, "9" * 60, "+" * 40, each.verdict, each.detail) for each in judgements]
+    assert max(map(len, report.claim_table(wide).splitlines())) <= report.WIDTH
+
+
+def test_prediction_errors_leave_calibration_points_out():
+    prediction = make_prediction()
+    assert prediction.predicted is not None and prediction.calibration is not None
+    assert prediction.predicted.num_points == 3
+    assert prediction.predicted.mape == pytest.approx((0.25 + 0.1 + 0.0) / 3)
+    assert prediction.predicted.bias == pytest.approx((0.25 - 0.1) / 3)
+    assert prediction.predicted.worst.keys == {"model": "opt-2.7b", "system": "serverless_vllm"}
+    assert prediction.calibration.mape == pytest.approx(0.1)
+    assert prediction.text == (
+        "prediction: MAPE 11.7% over 3 points, bias +5.0%, worst +25.0% "
+        "(model=opt-2.7b system=serverless_vllm); "
+        "calibration: MAPE 10.0% over 1 point, bias +10.0%, worst +10.0% (model=opt-2.7b system=hydraserve)"
+    )
+
+
+def test_history_and_absent_points_are_no_predictions():
+    summary = SUMMARY.drop(index=2).assign(history=[True, False, False])
+    prediction = report.prediction_error(FIGURE, summary, is_calibrated)
+    assert prediction is not None and prediction.predicted is not None
+    assert prediction.predicted.num_points == 1
+    assert prediction.text.endswith("1 of 4 paper points absent here")
+    kinds = [report.point_kind(cell) for cell in prediction.cells]
+    assert kinds == ["history", "calibration", "prediction", "absent"]
+
+
+def test_without_a_run_there_is_no_error_to_state():
+    prediction = report.prediction_error(FIGURE, pd.DataFrame(), is_calibrated)
+    assert prediction is not None and prediction.predicted is None
+    assert prediction.text == "prediction: no point to compare; 4 of 4 paper points absent here"
+
+
+def test_the_point_table_aligns_values():
+    assert report.point_table(make_prediction()).splitlines()[:3] == [
+        "model     system           measured   paper   error",
+        "opt-2.7b  serverless_vllm    20.0 s  16.0 s  +25.0%  prediction",
+        "opt-2.7b  hydraserve         8.80 s  8.00 s  +10.0%  calibration",
+    ]
+
+
+def test_json_carries_claims_and_errors():
+    result = make_page().figures[0].result
+    (figure,) = json.loads(report.to_json([result]))["figures"]
+    assert figure["verdicts"] == {"pass": 1, "fail": 1}
+    assert figure["claims"][0]["claim"] == "c1"
+    assert figure["prediction"]["predicted"]["worst"]["keys"]["model"] == "opt-2.7b"
+    assert [point["calibrated"] for point in figure["prediction"]["points"]].count(True) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.42, "0.4 s"), (18.2, "18 s"), (59.7, "1 min 0 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")],
+)
+def test_durations_read_as_a_person_says_them(seconds, text):
+    assert report.duration_text(seconds) == text
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path):
+    svg = draw(FIGURE, SUMMARY, tmp_path / "f", calibrated=is_calibrated, caption="c")[2].read_text()
+    html = render_html(make_page(svg))
+    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\((?!#)|<script|<link""", html)
+    assert html == render_html(make_page(svg))
+
+
+def test_every_reference_in_the_page_meets_exactly_one_id(tmp_path):
+    svg = draw(FIGURE, SUMMARY, tmp_path / "f", calibrated=is_calibrated, caption="c")[2].read_text()
+    page = inline_svg(svg, "one", "first") + inline_svg(svg, "two", "second")
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 20
+    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)) and all(
+        (one or other) in ids for one, other in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
+    )
+
+
+def test_the_page_escapes_what_files_say():
+    html = render_html(make_page(judgements=judged(Verdict.FAIL, detail="<script>alert(1)</script>")))
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert "Cold-start TTFT &lt;per model&gt;" in html
+    assert "&lt;old&gt;" in html and "<code>NIC</code> is <em>slow</em> &amp;" in html
+
+
+def test_the_page_marks_calibration_and_lists_parameters_by_area():
+    page = make_page()
+    assert [(area, len(found)) for area, found in page.parameters_by_area] == [("testbed", 2), ("GPUs", 1)]
+    html = render_html(page)
+    assert html.count('<tr class="calibration">') == 3  # its point, its error, its parameter
+    assert "with uncommitted changes" in html
+    assert "Nothing of this figure has run" in html
+
+
+def test_a_page_without_figures_renders():
+    page = ReportInput(title="Empty", log_path="logs", figures=[], parameters=[], calibrations=[])
+    assert "no claims" in render_html(page)
+
+
+def test_markdown_knows_lists_tables_and_code():
+    lists = "## A\nIntro:\n- one\n  more\n- **two**\n\n1. first\n\n"
+    text = lists + "| a | b |\n|---|--:|\n| 1 | `x*y*z` |\n\n```py\n<x>\n```\n"
+    assert to_html(text).split("\n") == [
+        "<h4>A</h4>",
+        "<p>Intro:</p>",
+        "<ul><li>one more</li><li><strong>two</strong></li></ul>",
+        "<ol><li>first</li></ol>",
+        "<table><thead><tr><th>a</th><th>b</th></tr></thead>"
+        "<tbody><tr><td>1</td><td><code>x*y*z</code></td></tr></tbody></table>",
+        "<pre><code>&lt;x&gt;",
+        "</code></pre>",
+    ]
