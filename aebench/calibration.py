@@ -1,12 +1,12 @@
 """Calibration: which paper points set which parameters, declared in ``experiments/<paper>/calibration.toml``."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from aebench.claim_syntax import key_text
-from aebench.errors import SpecError
+from aebench.errors import SpecError, near_misses
 from aebench.toml_files import CalibrationFile, check, read_toml
 
 
@@ -23,11 +23,16 @@ class Calibration:
         if not path.exists():
             return cls(path, None)
         file = check(CalibrationFile, read_toml(path), path)
+        names = [parameter.name for parameter in file.parameter]
         for number, parameter in enumerate(file.parameter):
+            if parameter.name in names[:number]:
+                raise SpecError(path, f"parameter[{number}].name", f"{parameter.name} is given twice")
             for name in parameter.points:
                 if name not in file.points:
                     known = ", ".join(file.points)
                     raise SpecError(path, f"parameter[{number}].points", f"no [points.{name}]. Known: {known}")
+                if name not in file.residual:
+                    raise SpecError(path, f"residual.{name}", "missing: say what the fit leaves of these points")
         return cls(path, file)
 
     def uses(self, figure_id: str, keys: Mapping[str, Any]) -> bool:
@@ -40,6 +45,16 @@ class Calibration:
             for group in self.file.points.values()
         )
 
+    def check_points(self, figure_id: str, printed: Mapping[str, Sequence[Any]]) -> None:
+        """Every grid value that a group names is printed in this figure; a misspelt one would pass as prediction."""
+        for name, group in self.file.points.items() if self.file else ():
+            for key, wanted in group.keys.items() if figure_id.endswith(f"/{group.figure}") else ():
+                known = list(dict.fromkeys(map(key_text, printed.get(key, ()))))
+                for value in map(key_text, wanted if isinstance(wanted, list) else [wanted]):
+                    if value not in known:
+                        message = f"{group.figure} prints no {key}={value}.{near_misses(value, known)}"
+                        raise SpecError(self.path, f"points.{name}.keys", message)
+
     def apply(self, testbeds: dict[str, Any]) -> dict[str, Any]:
         """The testbeds' tables with the calibrated parameters put in; a parameter may not be given in both."""
         for number, parameter in enumerate(self.file.parameter if self.file else ()):
@@ -47,9 +62,9 @@ class Calibration:
             where = f"parameter[{number}].name"
             table: Any = testbeds
             for part in tables:
-                if not isinstance(table, dict) or part not in table:
+                table = table.get(part)
+                if not isinstance(table, dict):
                     raise SpecError(self.path, where, f"testbeds.toml has no table [{'.'.join(tables)}]")
-                table = table[part]
             if key in table:
                 raise SpecError(self.path, where, f"{parameter.name} has a value in testbeds.toml as well")
             table[key] = parameter.value

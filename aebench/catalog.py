@@ -1,8 +1,10 @@
 """Catalog: reads ``experiments/`` and ``figures/`` and resolves the names that a user types."""
 
 import csv
+import math
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,8 +23,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: the folder that holds ``experiments/`` and ``figures/``."""
 
-NOT_PAPERS = ("hello",)
-"""Folders that hold no paper; ``all`` leaves them out, and a bare paper-like name still finds them."""
+ROOT_VARIABLE = "AEBENCH_ROOT"
+"""Environment variable that names another folder to read ``experiments/`` and ``figures/`` from."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,21 @@ class Declared:
         return f"{self.paper}/{self.file.experiment}"
 
 
+def root_folder() -> Path:
+    """The folder that ``AEBENCH_ROOT`` names, the checkout where it is not set."""
+    named = os.environ.get(ROOT_VARIABLE)
+    if not named:
+        return ROOT
+    if not Path(named).is_dir():
+        raise NotFoundError(f"{ROOT_VARIABLE}={named}: expected a folder that holds experiments/ and figures/")
+    return Path(named)
+
+
 @dataclass(frozen=True)
 class Catalog:
     """Everything that is declared below one root."""
 
-    root: Path = ROOT
+    root: Path = field(default_factory=root_folder)
 
     @cached_property
     def papers(self) -> dict[str, PaperFile]:
@@ -93,11 +105,16 @@ class Catalog:
 
     def calibration(self, paper: str) -> Calibration:
         """What the paper's points were used for."""
-        return Calibration.read(self.root / "experiments" / paper / "calibration.toml")
+        calibration = Calibration.read(self.root / "experiments" / paper / "calibration.toml")
+        for name, group in calibration.file.points.items() if calibration.file else ():
+            if f"{paper}/{group.figure}" not in self.figures:
+                raise SpecError(calibration.path, f"points.{name}.figure", f"there is no {paper}/{group.figure}")
+        return calibration
 
     def figure(self, declared: Declared, experiment: Experiment) -> "Figure":
         """A figure with its points, claims and notes."""
         from aebench.figure import Figure, PlotSpec
+        from aebench.metrics import METRICS
 
         folder = declared.path.parent
         plot = declared.file.plot.model_dump()
@@ -107,6 +124,12 @@ class Catalog:
             if key not in experiment.file.grid:
                 known = ", ".join(experiment.file.grid)
                 raise SpecError(declared.path, "plot", f"the experiment has no grid key {key!r}. Known: {known}")
+        if plot["y"] not in METRICS:
+            known = f"{near_misses(plot['y'], METRICS)} Known: {', '.join(METRICS)}"
+            raise SpecError(declared.path, "plot.y", f"unknown metric {plot['y']!r}.{known}")
+        points = self._paper_points(declared, experiment)
+        printed = {} if points is None else {key: points[key].tolist() for key in experiment.grid_keys}
+        self.calibration(declared.paper).check_points(declared.figure_id, printed)
         notes = folder / f"{declared.name}.md"
         return Figure(
             figure_id=declared.figure_id,
@@ -114,7 +137,7 @@ class Catalog:
             shows=declared.file.shows,
             experiment=declared.experiment_id,
             plot=PlotSpec(**plot, labels=declared.file.labels, order=order),
-            paper_points=self._paper_points(declared, experiment),
+            paper_points=points,
             claims=self.claims(declared),
             notes=notes.read_text(encoding="utf-8") if notes.exists() else None,
             folder=folder,
@@ -142,7 +165,7 @@ class Catalog:
 
     def _meant(self, name: str) -> list[str]:
         if name == "all":
-            return [figure_id for figure_id in self.figures if figure_id.partition("/")[0] not in NOT_PAPERS]
+            return list(self.figures)
         if name in self.figures:
             return [name]
         if name in self.papers:
@@ -194,9 +217,19 @@ class Catalog:
                 if name in owner:
                     raise SpecError(path, "aliases", f"{name!r} is owned by {owner[name]} already")
                 owner[name] = paper
-            for name in [*file.aliases, *(name for names in file.topics.values() for name in names)]:
-                if f"{paper}/{name}" not in figures:
-                    raise SpecError(path, "", f"there is no figures/{paper}/{name}.toml")
+            for key, names in {
+                "aliases": file.aliases,
+                **{f"topics.{key}": v for key, v in file.topics.items()},
+            }.items():
+                for name in names:
+                    if f"{paper}/{name}" not in figures:
+                        raise SpecError(path, key, f"there is no figures/{paper}/{name}.toml")
+        for declared in figures.values():
+            folder = self.root / "experiments" / declared.paper
+            if not (folder / f"{declared.file.experiment}.toml").exists():
+                close = near_misses(declared.file.experiment, [path.stem for path in sorted(folder.glob("*.toml"))])
+                message = f"there is no experiments/{declared.experiment_id}.toml.{close}"
+                raise SpecError(declared.path, "experiment", message)
 
 
 def _printed_order(path: Path) -> tuple[str, int]:
@@ -219,7 +252,15 @@ def read_paper_points(path: Path, columns: Sequence[str], metric: str) -> "pd.Da
     for column in [*columns, "source"]:
         if column not in header:
             raise SpecError(path, "line 1", f"column {column!r} is missing")
-    return pd.DataFrame([_csv_row(path, number, header, cells, metric) for number, cells in enumerate(lines, 2)])
+    seen: dict[tuple[str, ...], int] = {}
+    points = []
+    for number, cells in enumerate(lines, 2):
+        point = _csv_row(path, number, header, cells, metric)
+        keys = tuple(str(point[column]) for column in columns if column != metric)
+        if seen.setdefault(keys, number) != number:
+            raise SpecError(path, f"line {number}", f"the same point as on line {seen[keys]}: {', '.join(keys)}")
+        points.append(point)
+    return pd.DataFrame(points, columns=header)
 
 
 def _csv_rows(path: Path) -> list[list[str]]:
@@ -228,8 +269,10 @@ def _csv_rows(path: Path) -> list[list[str]]:
             return list(csv.reader(file, strict=True))
     except FileNotFoundError as error:
         raise SpecError(path, "", "there is no such file") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise SpecError(path, "", f"not a CSV file in UTF-8: {error}") from error
+    except UnicodeDecodeError as error:
+        raise SpecError(path, "", f"not UTF-8 text (byte {error.start})") from error
+    except csv.Error as error:
+        raise SpecError(path, "", f"not a CSV file: {error}") from error
     except OSError as error:
         raise SpecError(path, "", f"cannot be read: {error.strerror}") from error
 
@@ -239,9 +282,11 @@ def _csv_row(path: Path, number: int, header: list[str], cells: list[str], metri
         raise SpecError(path, f"line {number}", f"expected {len(header)} cells, got {len(cells)}")
     row: dict[str, str | float] = dict(zip(header, cells, strict=True))
     try:
-        row[metric] = float(row[metric])
+        row[metric] = value = float(row[metric])
     except ValueError as error:
         raise SpecError(path, f"line {number}, {metric}", f"expected a number, got {row[metric]!r}") from error
+    if not math.isfinite(value):
+        raise SpecError(path, f"line {number}, {metric}", f"expected a finite number, got {value}")
     if not row["source"]:
         raise SpecError(path, f"line {number}, source", "expected where the number comes from, got nothing")
     return row

@@ -71,6 +71,7 @@ class Quantity:
 
     @property
     def text(self) -> str:
+        """As a claim says it."""
         return with_unit(f"{self.number:.12g}", self.unit)
 
 
@@ -104,6 +105,7 @@ class Selector:
 
     @property
     def text(self) -> str:
+        """As a claim says it."""
         return "[" + " ".join(f"{key}={'|'.join(texts)}" for key, texts in self.texts.items()) + "]"
 
 
@@ -117,6 +119,7 @@ class Near:
 
     @property
     def text(self) -> str:
+        """As a claim says it."""
         ends = f"= {self.low.text}" if self.low == self.high else f"in {self.low.number:.12g}..{self.high.text}"
         return ends if self.tolerance is None else f"{ends} ±{self.tolerance.text}"
 
@@ -130,6 +133,7 @@ class Bound:
 
     @property
     def text(self) -> str:
+        """As a claim says it."""
         return f"{self.sign} {self.bound.text}"
 
 
@@ -141,6 +145,7 @@ class Order:
 
     @property
     def text(self) -> str:
+        """As a claim says it."""
         return self.sign
 
 
@@ -153,6 +158,7 @@ class Trend:
 
     @property
     def text(self) -> str:
+        """As a claim says it."""
         return f"{self.direction} over {self.key}"
 
 

@@ -44,7 +44,15 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "l
 
     from aebench.catalog import Catalog
 
-    return [CompletionItem(name) for name in Catalog().known_names() if name.startswith(incomplete)]
+    try:
+        names = Catalog().known_names()
+    except AebenchError:  # the command itself will say it; a half-typed line is no place to
+        names = []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def _warn(text: str) -> None:
+    click.echo(text, err=True)
 
 
 def _what(required: bool) -> Callable[[Command], Command]:
@@ -70,6 +78,8 @@ def cli() -> None:
     \b
     Start with:   aebench run hello
     Then:         aebench run figure7
+
+    AEBENCH_ROOT names another folder to read experiments/ and figures/ from.
     """
 
 
@@ -112,7 +122,7 @@ def run(what: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any) -> No
     if dry_run:
         click.echo(commands.dry_run(what, options, as_json))
     else:
-        sys.exit(commands.run(what, options, as_json, click.echo))
+        sys.exit(commands.run(what, options, as_json, click.echo, _warn))
 
 
 @cli.command()

@@ -26,7 +26,9 @@ def run_options(*, runs: int, settings: tuple[str, ...], jobs: int | None, **fla
 
 def dry_run(names: Sequence[str], options: RunOptions, as_json: bool) -> str:
     """The points that a run would have, and how long it would take."""
-    planned = workflow.plan(Catalog(), names, options)
+    catalog = Catalog()
+    planned = workflow.plan(catalog, names, options)
+    workflow.rehearse(catalog, planned)
     if as_json:
         plans = [
             {
@@ -45,30 +47,30 @@ def dry_run(names: Sequence[str], options: RunOptions, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def run(names: Sequence[str], options: RunOptions, as_json: bool, say: Say) -> int:
-    """Run, draw and judge; the exit code. Experiments run one after another, so a stop keeps those before it."""
+def run(names: Sequence[str], options: RunOptions, as_json: bool, say: Say, warn: Say) -> int:
+    """Run, draw and judge; the exit code. A stop keeps what is done, and failed points do not stop what comes after."""
     catalog = Catalog()
     planned = workflow.plan(catalog, names, options)
+    workflow.rehearse(catalog, planned)
+    workflow.refuse_resuming_nothing(planned, options)
     everything: list[Drawn] = []
+    code = 0
     for each in planned:
         if not as_json:
             say(_plan_line(each, options))
         log, outcome = workflow.run(each, options)
-        if not as_json:
-            for line in _outcome_lines(outcome):
-                say(line)
         drawn = [_finish(catalog, declared, log) for declared in each.declared] if outcome.num_done else []
         everything += drawn
-        if not as_json:
-            for figure in drawn:
-                say(figure_text(figure))
-            say(f"log    {log.folder}")
+        for line in [] if as_json else [*_outcome_lines(outcome), *map(figure_text, drawn), f"log    {log.folder}"]:
+            say(line)
         if outcome.status != "success":
-            say(_how_to_resume(outcome, options))
-            return 128 + outcome.signum if outcome.signum else 2
+            warn(_how_to_resume(outcome, options))
+            code = 128 + outcome.signum if outcome.signum else 2
+        if outcome.signum:
+            break
     if as_json:
         say(reporting.to_json([figure.result for figure in everything]))
-    return 0
+    return code
 
 
 def plot(names: Sequence[str], log_path: Path, fill: bool, out: Path | None) -> str:

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,12 +12,13 @@ from pydantic import TypeAdapter, ValidationError
 from aebench.calibration import Calibration
 from aebench.errors import SpecError, UsageError, near_misses
 from aebench.point import GridValue, Point
-from aebench.toml_files import ExperimentFile, TestbedsFile, check, read_toml
+from aebench.settings import Tables, apply_setting, expand_dots, held, merge, parts
+from aebench.toml_files import ExperimentFile, ServerTable, TestbedsFile, check, expectation, read_toml, shown
 from serving.cost.gpus import GPUS
 from serving.cost.models import MODELS
 from serving.policies import SYSTEMS, configured
-
-Tables = dict[str, Any]
+from serving.units import GB, GiB
+from serving.workload.traces import TraceError, read_trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +33,9 @@ class Experiment:
     file: ExperimentFile
     testbeds: TestbedsFile
     testbeds_path: Path
+    source: str
+    """The file, and the settings that changed it: where a mistake is."""
+    settings: tuple[str, ...] = ()
 
     @classmethod
     def read(
@@ -45,7 +48,8 @@ class Experiment:
             merge(tables, expand_dots(tables.get("scale", {}).get(scale, {})))
         for setting in settings:
             apply_setting(tables, setting)
-        file = check(ExperimentFile, tables, path)
+        source = " ".join([str(path), *(["with"] if settings else []), *(f"--set {setting}" for setting in settings)])
+        file = check(ExperimentFile, tables, source)
         testbeds_path = path.parent / "testbeds.toml"
         testbeds = calibration.apply(read_toml(testbeds_path))
         experiment = cls(
@@ -53,8 +57,10 @@ class Experiment:
             path=path,
             tables=tables,
             file=file,
-            testbeds=check(TestbedsFile, testbeds, testbeds_path),
+            testbeds=check(TestbedsFile, testbeds, f"{testbeds_path} with calibration.toml"),
             testbeds_path=testbeds_path,
+            source=source,
+            settings=tuple(settings),
         )
         experiment._check_names()
         return experiment
@@ -70,15 +76,17 @@ class Experiment:
         every = [dict(zip(self.file.grid, cell, strict=True)) for cell in values]
         cells = [cell for cell in every if not self._excluded(cell)]
         if not cells:
-            raise SpecError(self.path, "grid", "no point is left: every cell of the grid is excluded")
+            raise SpecError(self.source, "grid", "no point is left: every cell of the grid is excluded")
         return cells
 
     def points(self, seeds: Sequence[int]) -> list[Point]:
         """Every cell with every seed, in grid order, seeds last."""
+        resolved = [(cell, self.resolve(cell)) for cell in self.cells()]
+        self._check_settings([spec for _, spec in resolved])
+        self._check_traces([spec for _, spec in resolved])
         return [
             Point(experiment=self.experiment_id, keys=cell, seed=seed, spec=spec)
-            for cell in self.cells()
-            for spec in (self.resolve(cell),)
+            for cell, spec in resolved
             for seed in seeds
         ]
 
@@ -92,8 +100,11 @@ class Experiment:
             if key in _FIELDS_OF_A_POINT:
                 tables[key] = value
             elif overrides is None:
-                raise SpecError(self.path, f"grid.{key}", f"{value!r} means nothing: add [when.{key}.{value}]")
-        file = check(ExperimentFile, {**tables, "grid": {}}, self.path)
+                close = near_misses(str(value), self.file.when.get(key, {}))
+                raise SpecError(
+                    self.source, f"grid.{key}", f"{value!r} means nothing: add [when.{key}.{value}].{close}"
+                )
+        file = check(ExperimentFile, {**tables, "grid": {}}, self.source)
         self._check_point(file)
         return self._spec(file)
 
@@ -118,11 +129,13 @@ class Experiment:
         """Names in the grid and the tables are known; what only a resolved point shows is checked there."""
         for key, values in self.file.grid.items():
             if not values:
-                raise SpecError(self.path, f"grid.{key}", "expected at least one value, got an empty list")
+                raise SpecError(self.source, f"grid.{key}", "expected at least one value, got an empty list")
             known = _known_values(key, self.file)
             for index, value in enumerate(values):
                 if known is not None:
                     self._check_name(f"grid.{key}[{index}]", key, value, known)
+                if str(value) in map(str, values[:index]):
+                    raise SpecError(self.source, f"grid.{key}[{index}]", f"{value!r} is given twice")
         for rule_index, rule in enumerate(self.file.exclude):
             for key in rule:
                 self._check_name(f"exclude[{rule_index}]", "grid key", key, self.file.grid)
@@ -149,20 +162,61 @@ class Experiment:
             names = [str(one) for one in known]
             label = {"gpu": "GPU"}.get(what, what)
             close = near_misses(str(name), names)
-            raise SpecError(self.path, where, f"unknown {label} {name!r}.{close} Known: {', '.join(names)}")
+            raise SpecError(self.source, where, f"unknown {label} {name!r}.{close} Known: {', '.join(names)}")
 
     def _check_point(self, file: ExperimentFile) -> None:
         if file.system is None:
-            raise SpecError(self.path, "system", "missing: give a system, or a grid axis of systems")
+            raise SpecError(self.source, "system", "missing: give a system, or a grid axis of systems")
         self._check_name("system", "system", file.system, SYSTEMS)
         if file.gpu is not None:
             self._check_name("gpu", "gpu", file.gpu, GPUS)
         if file.model is not None:
             self._check_name("model", "model", file.model, file.deployments)
         elif file.workload.kind == "cold_requests":
-            raise SpecError(self.path, "model", "missing: cold_requests needs a model, or a grid axis of models")
+            raise SpecError(self.source, "model", "missing: cold_requests needs a model, or a grid axis of models")
+        self._check_machines(file)
         self._check_policy(file)
         self._check_open_loop(file)
+        workload, drop = file.workload, file.measure.drop_largest
+        if workload.kind == "cold_requests" and drop >= workload.repeats:
+            message = f"expected less than workload.repeats, which is {workload.repeats}, got {drop}"
+            raise SpecError(self.source, "measure.drop_largest", message)
+
+    def _servers(self, file: ExperimentFile) -> dict[str, ServerTable]:
+        """The kinds of servers that take part."""
+        kinds = {name: self.testbeds.server[name] for name in self.testbeds.testbed[file.testbed].servers}
+        return {name: table for name, table in kinds.items() if file.gpu in (None, table.gpu)}
+
+    def _check_machines(self, file: ExperimentFile) -> None:
+        """Some server takes part, and the cache fits into the host memory of each that does."""
+        servers = self._servers(file)
+        if not servers:
+            raise SpecError(self.source, "gpu", f"testbed {file.testbed} has no server with a GPU {file.gpu!r}")
+        for name, table in servers.items():
+            if file.cache_gib * GiB > table.dram_gb * GB:
+                message = f"expected at most the {table.dram_gb:g} GB of memory of {name}, got {file.cache_gib:g} GiB"
+                raise SpecError(self.source, "cache_gib", message)
+
+    def _check_settings(self, specs: Sequence[Tables]) -> None:
+        """A setting reaches some point: it is not overruled by ``[when...]`` in all of them."""
+        for setting in self.settings:
+            path, _ = parts(setting)
+            wanted = held(self.tables, path)
+            if path[0] in _SPEC_FIELDS and not any(held(spec, path) == wanted for spec in specs):
+                message = f"no effect, every point gets its {'.'.join(path)} from a [when...] table of {self.path}"
+                raise UsageError(f"--set {setting}: {message}")
+
+    def _check_traces(self, specs: Sequence[Tables]) -> None:
+        """Every trace file can be read and asks only for models that are deployed."""
+        arrivals = [(spec["workload"]["arrivals"] or {}, spec["deployments"]) for spec in specs]
+        deployed = {table["file"]: models for table, models in arrivals if table.get("kind") == "trace"}
+        for file, models in deployed.items():
+            try:
+                rows = read_trace(Path(file))
+            except TraceError as error:
+                raise SpecError(self.source, "workload.arrivals.file", str(error)) from error
+            for model in dict.fromkeys(row.model for row in rows):
+                self._check_name(f"workload.arrivals.file {file}", "model", model, models)
 
     def _check_policy(self, file: ExperimentFile) -> None:
         """Every ``policy`` key is a knob of the system, and its value of the knob's type."""
@@ -171,12 +225,12 @@ class Experiment:
         self._check_knobs("policy", f"knob of {file.system}", config, own)
         batching = file.policy.get("batching", {})
         if not isinstance(batching, dict):
-            raise SpecError(self.path, "policy.batching", f"expected a table, got {batching!r}")
+            raise SpecError(self.source, "policy.batching", f"expected a table, got {batching!r}")
         self._check_knobs("policy.batching", "knob of continuous batching", config.batching, batching)
         try:
             configured(str(file.system), file.policy)
         except ValueError as error:
-            raise SpecError(self.path, "policy", str(error)) from error
+            raise SpecError(self.source, "policy", str(error)) from error
 
     def _check_knobs(self, where: str, what: str, config: Any, changes: Mapping[str, Any]) -> None:
         types = get_type_hints(type(config))
@@ -186,8 +240,8 @@ class Experiment:
             try:
                 TypeAdapter(types[key]).validate_python(value, strict=True)
             except ValidationError as error:
-                message = error.errors()[0]["msg"].removeprefix("Input should be ")
-                raise SpecError(self.path, f"{where}.{key}", f"expected {message}, got {value!r}") from error
+                message = f"expected {expectation(error.errors()[0]['msg'])}, got {shown(value)}"
+                raise SpecError(self.source, f"{where}.{key}", message) from error
 
     def _check_open_loop(self, file: ExperimentFile) -> None:
         """An open loop says how requests arrive and how long they are, each kind with its own numbers."""
@@ -195,7 +249,7 @@ class Experiment:
         if workload.kind != "open_loop":
             return
         if workload.arrivals is None:
-            raise SpecError(self.path, "workload.arrivals", "missing: an open loop needs it")
+            raise SpecError(self.source, "workload.arrivals", "missing: an open loop needs it")
         needs = {"poisson": ("rate",), "gamma": ("rate", "cv"), "fixed": ("gap",), "trace": ("file",)}
         self._require("workload.arrivals", workload.arrivals, needs)
         if workload.arrivals.kind == "trace":
@@ -203,13 +257,13 @@ class Experiment:
         needs = {"fixed": ("tokens",), "lognormal": ("median", "sigma"), "empirical": ("values",)}
         for name, table in (("prompt", workload.prompt), ("output", workload.output)):
             if table is None:
-                raise SpecError(self.path, f"workload.{name}", "missing: an open loop needs it")
+                raise SpecError(self.source, f"workload.{name}", "missing: an open loop needs it")
             self._require(f"workload.{name}", table, needs)
 
     def _require(self, where: str, table: Any, needs: Mapping[str, Sequence[str]]) -> None:
         for key in needs[table.kind]:
             if getattr(table, key) is None:
-                raise SpecError(self.path, f"{where}.{key}", f"missing: kind = {table.kind!r} needs it")
+                raise SpecError(self.source, f"{where}.{key}", f"missing: kind = {table.kind!r} needs it")
 
 
 _FIELDS_OF_A_POINT = ("system", "model", "gpu")
@@ -230,53 +284,3 @@ _SPEC_FIELDS = (
 
 def _known_values(key: str, file: ExperimentFile) -> Any:
     return {"system": SYSTEMS, "model": file.deployments, "gpu": GPUS}.get(key)
-
-
-def merge(tables: Tables, over: Mapping[str, Any]) -> None:
-    """Put ``over`` on top of ``tables``, table by table, in place."""
-    for key, value in over.items():
-        if isinstance(value, Mapping) and isinstance(tables.get(key), dict):
-            merge(tables[key], value)
-        else:
-            tables[key] = copy.deepcopy(value)
-
-
-def expand_dots(over: Mapping[str, Any]) -> Tables:
-    """``{"a.b": 1}`` as ``{"a": {"b": 1}}``, for keys that TOML kept quoted."""
-    expanded: Tables = {}
-    for key, value in over.items():
-        *parents, last = key.split(".")
-        table = expanded
-        for parent in parents:
-            table = table.setdefault(parent, {})
-        table[last] = expand_dots(value) if isinstance(value, Mapping) else value
-    return expanded
-
-
-def apply_setting(tables: Tables, setting: str) -> None:
-    """``grid.KEY=V1,V2`` restricts or replaces an axis, ``KEY=VALUE`` any other field, in place."""
-    key, equals, text = setting.partition("=")
-    if not equals or not key or not text:
-        raise UsageError(f"--set {setting}: expected KEY=VALUE, for example --set grid.model=opt-2.7b")
-    *parents, last = key.split(".")
-    if parents == ["grid"]:
-        if last not in tables["grid"]:
-            known = ", ".join(tables["grid"])
-            raise UsageError(f"--set {setting}: the grid has no key {last!r}. Known: {known}")
-        tables["grid"][last] = [_value(part) for part in text.split(",")]
-        return
-    table = tables
-    for parent in parents:
-        table = table.setdefault(parent, {})
-        if not isinstance(table, dict):
-            raise UsageError(f"--set {setting}: {parent!r} is no table")
-    table[last] = _value(text)
-
-
-def _value(text: str) -> GridValue:
-    """A TOML scalar where the text is one, else the text itself."""
-    try:
-        value = tomllib.loads(f"v = {text}")["v"]
-    except tomllib.TOMLDecodeError:
-        return text
-    return value if isinstance(value, str | int | float | bool) else text

@@ -100,13 +100,16 @@ class RunLog:
             _lock(file, self.folder)
             self._sweep()
             yield
+            self._sweep()
 
     def _sweep(self) -> None:
-        """Removes what a run that was killed was about to rename."""
-        for folder in (self.folder, self.points_folder):
-            for path in sorted(folder.glob(".*.tmp")):
-                with suppress(OSError):
-                    path.unlink()
+        """Removes what a killed run was about to rename, and the lines of points that it had sealed just then."""
+        leftovers = [path for folder in (self.folder, self.points_folder) for path in sorted(folder.glob(".*.tmp"))]
+        lines = sorted(self.points_folder.glob("*.jsonl"))
+        leftovers += [path for path in lines if path.with_name(f"{path.stem}.parquet").exists()]
+        for path in leftovers:
+            with suppress(OSError):
+                path.unlink()
 
     def is_sealed(self, point: Point) -> bool:
         """Whether the point's records are complete and made from its spec."""
@@ -139,8 +142,10 @@ class RunLog:
         path = self.folder / name
         try:
             return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise LogError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+        except UnicodeDecodeError as error:
+            raise LogError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        except OSError as error:
+            raise LogError(f"{path}: {error.strerror}") from error
 
     def write_summary(self, frame: "pd.DataFrame") -> None:
         """Writes ``summary.csv``; floats in the shortest form that reads back exactly."""
@@ -150,12 +155,20 @@ class RunLog:
         """``summary.csv``; an empty cell is NaN."""
         import pandas as pd
 
-        text = io.StringIO(self.read("summary.csv"))
+        path = self.folder / "summary.csv"
         try:
+            text = self.read("summary.csv")
             options = _exact_floats(pd.__version__)
-            frame: pd.DataFrame = pd.read_csv(text, keep_default_na=False, na_values=[""], **options)
+            frame: pd.DataFrame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], **options)
+        except LogError as error:
+            raise LogError(f"{error}. Run again with --resume") from error
         except ValueError as error:  # pandas' parser errors are ValueErrors
-            raise LogError(f"{self.folder / 'summary.csv'}: {error}. Run again with --resume") from error
+            raise LogError(f"{path}: {error}. Run again with --resume") from error
+        complete = self.manifest.status != "success" or len(frame) >= self.manifest.num_points
+        if not text.endswith("\n") or not complete:
+            raise LogError(
+                f"{path}: cut off, it has {len(frame)} rows of {self.manifest.num_points}. Run again with --resume"
+            )
         return frame
 
 

@@ -52,6 +52,8 @@ class RunManifest:
         """The manifest that a ``run.json`` states, upgraded to the current schema."""
         from pydantic import TypeAdapter, ValidationError
 
+        from aebench.toml_files import expectation, shown
+
         try:
             row = json.loads(content)
         except ValueError as error:
@@ -65,7 +67,9 @@ class RunManifest:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"]))
-            raise LogError(f"{path}, {key}: {first['msg']}, got {first['input']!r}") from error
+            raise LogError(
+                f"{path}, {key}: expected {expectation(first['msg'])}, got {shown(first['input'])}"
+            ) from error
 
     def encode(self) -> bytes:
         """The manifest as indented JSON."""

@@ -1,8 +1,9 @@
 """What may stand in the TOML files of ``experiments/`` and ``figures/``, and reading them with clear errors."""
 
+import re
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -13,7 +14,7 @@ from aebench.point import GridValue
 class Strict(BaseModel):
     """A table in which every key is known."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Arrivals(Strict):
@@ -130,7 +131,7 @@ class TestbedTable(Strict):
 
     __test__ = False  # not a test class, whatever its name looks like to pytest
 
-    servers: dict[str, int]
+    servers: dict[str, Annotated[int, Field(ge=1)]]
     stores: int = Field(ge=1)
     store_nic_gbps: float = Field(gt=0)
     source: str
@@ -226,18 +227,20 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise SpecError(path, "", f"not valid TOML: {error}") from error
 
 
-def check(model: type[FileModel], tables: dict[str, Any], path: Path) -> FileModel:
+def check(model: type[FileModel], tables: dict[str, Any], path: Path | str) -> FileModel:
     """The tables as the model says they must be, or a SpecError that names the first wrong key."""
     try:
         return model.model_validate(tables)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        # a misspelt key is missing as well; the misspelling is what to show
+        first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
         where = [str(part) for part in first["loc"] if not _is_union_branch(part)]
         raise SpecError(path, ".".join(where), _explain(model, first, where)) from error
 
 
 def _is_union_branch(part: int | str) -> bool:
-    return part in ("str", "int", "float", "bool") or (isinstance(part, str) and part.startswith("list["))
+    return part in ("str", "int", "float", "bool", "[key]") or (isinstance(part, str) and part.startswith("list["))
 
 
 def _explain(model: type[BaseModel], first: Any, where: list[str]) -> str:
@@ -246,8 +249,22 @@ def _explain(model: type[BaseModel], first: Any, where: list[str]) -> str:
         return f"unknown key.{near_misses(where[-1], known)} Known: {', '.join(sorted(known))}"
     if first["type"] == "missing":
         return "missing; this key is required"
-    message = first["msg"].removeprefix("Input should be ")
-    return f"expected {message}, got {first['input']!r}"
+    return f"expected {expectation(first['msg'])}, got {shown(first['input'])}"
+
+
+def expectation(message: str) -> str:
+    """What pydantic expected, in the words of TOML."""
+    wanted = message.removeprefix("Input should be ")
+    wanted = re.sub(r"^(greater|less) than", r"a number \1 than", wanted)
+    wanted = re.sub(r"(, got | or instance of ).*", "", wanted)
+    wanted = wanted.replace("a valid dictionary", "a table").replace("an object", "a table")
+    return re.sub(r"^a valid ", "a ", wanted).replace("a integer", "an integer").replace("a list", "an array")
+
+
+def shown(value: Any) -> str:
+    """A value of a TOML file in a message, cut short."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _known_keys(model: type[BaseModel], where: list[str]) -> list[str]:

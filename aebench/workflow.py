@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aebench import claims as claiming
 from aebench.catalog import Catalog, Declared
-from aebench.errors import LogError, SpecError, UsageError
+from aebench.errors import LogError, SpecError, UsageError, near_misses
 from aebench.experiment import Experiment
 from aebench.figure import Figure, IsCalibrated
 from aebench.hosts.local import LocalHost
@@ -92,6 +92,28 @@ def plan(catalog: Catalog, names: Sequence[str], options: RunOptions) -> list[Pl
     return planned
 
 
+def rehearse(catalog: Catalog, planned: Sequence[Planned]) -> None:
+    """Judge and draw nothing at all, so that what a figure's files ask for in vain shows before a run, not after it."""
+    import pandas as pd
+
+    from aebench.figure import cells
+    from aebench.metrics import METRICS
+    from aebench.plotting.draw import KINDS
+
+    for each in planned:
+        keys = each.experiment.grid_keys
+        nothing = pd.DataFrame(columns=[*keys, "seed", *METRICS])
+        for declared in each.declared:
+            figure = catalog.figure(declared, each.experiment)
+            path = declared.path.with_suffix(".claim")
+            if figure.plot.kind not in KINDS:
+                close = near_misses(figure.plot.kind, KINDS)
+                message = f"unknown kind {figure.plot.kind!r}.{close} Known: {', '.join(sorted(KINDS))}"
+                raise SpecError(declared.path, "plot.kind", message)
+            claiming.evaluate(figure.claims.claims, nothing, grid_keys=keys, calibrated=lambda _: False, path=path)
+            cells(figure, nothing, lambda _: False)
+
+
 def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
     """Run what is missing of one experiment, in a new run or the one that is resumed."""
     manifest = RunManifest(
@@ -104,7 +126,7 @@ def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
         argv=options.argv,
         num_points=len(planned.points),
     )
-    log = _resumed(manifest, options.log_path) if options.resume else RunLog.create(options.log_path, manifest)
+    log = (_resumed(planned, options) if options.resume else None) or RunLog.create(options.log_path, manifest)
     outcome = run_experiment(planned.points, log, LocalHost(options.jobs), options.progress)
     return log, outcome
 
@@ -163,7 +185,7 @@ def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = 
     if not log_path.is_dir():
         raise LogError(f"{log_path}: no such folder. Give --log-path the folder that runs were written to")
     found = []
-    for declared in catalog.resolve(names or ["all", "hello"]):
+    for declared in catalog.resolve(names or ["all"]):
         log = latest(log_path, declared.experiment_id)
         if log is not None:
             shipped = latest(catalog.root / HISTORY, declared.experiment_id) if fill else None
@@ -178,20 +200,27 @@ def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = 
     return found
 
 
-def _resumed(manifest: RunManifest, log_path: Path) -> RunLog:
+def refuse_resuming_nothing(planned: Sequence[Planned], options: RunOptions) -> None:
+    """``--resume`` finishes what is there and begins the rest, but something has to be there."""
+    if options.resume and not any(_resumed(each, options) for each in planned):
+        names = ", ".join(each.experiment.experiment_id for each in planned)
+        raise LogError(f"{options.log_path} has no run of {names} with these settings to resume. Leave out --resume")
+
+
+def _resumed(planned: Planned, options: RunOptions) -> RunLog | None:
     """The newest run of the same experiment with the same spec, seeds and backend."""
     from aebench.logs import find_runs
 
-    for folder in find_runs(log_path, manifest.experiment):
+    wanted = (planned.spec, tuple(range(options.num_runs)), options.backend)
+    for folder in find_runs(options.log_path, planned.experiment.experiment_id):
         log = RunLog.open(folder)
-        same = (log.manifest.spec, tuple(log.manifest.seeds), log.manifest.backend)
-        if same == (manifest.spec, manifest.seeds, manifest.backend):
+        if (log.manifest.spec, tuple(log.manifest.seeds), log.manifest.backend) == wanted:
             return log
-    raise LogError(f"{log_path} has no run of {manifest.experiment} with these settings to resume. Leave out --resume")
+    return None
 
 
 def _refuse_twice(settings: Sequence[str]) -> None:
-    keys = [setting.partition("=")[0] for setting in settings]
+    keys = [setting.partition("=")[0].strip() for setting in settings]
     for key in keys:
         if keys.count(key) > 1:
             raise UsageError(f"--set {key} is given {keys.count(key)} times; give it once")
@@ -207,9 +236,14 @@ def _filled(summary: "pd.DataFrame", shipped: "pd.DataFrame", grid_keys: Sequenc
 
 
 def _check_columns(log: RunLog, summary: "pd.DataFrame", figure: Figure) -> None:
+    from pandas.api.types import is_numeric_dtype
+
     for column in (*log.manifest.grid_keys, "seed", figure.plot.y):
         if column not in summary.columns:
             raise SpecError(log.folder / "summary.csv", column, "this column is missing. Run again with --resume")
+    if not is_numeric_dtype(summary[figure.plot.y]):
+        message = "expected numbers only. Run again with --resume"
+        raise SpecError(log.folder / "summary.csv", figure.plot.y, message)
 
 
 def _caption(declared: Declared, log: RunLog) -> str:

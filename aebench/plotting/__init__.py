@@ -1,0 +1,1 @@
+"""Plotting: one kind of plot a file; the sole importer of matplotlib."""

@@ -44,7 +44,7 @@ class Memory:
         """Book bytes for an owner that holds none here yet."""
         if owner in self._claims:
             raise OverCommit(f"{self.name}: {owner!r} holds memory already")
-        if size < 0 or size > self.free:
+        if not 0 <= size <= self.free:
             raise OverCommit(f"{self.name}: {size:.0f} bytes asked, {self.free:.0f} of {self.capacity:.0f} free")
         self._claims[owner] = size
 
@@ -83,6 +83,11 @@ class HostCache:
         entry = self._entries.get(model)
         return entry is not None and entry.complete
 
+    def can_open(self, model: str, size: Bytes) -> bool:
+        """Whether an entry is here or could be made beside those that are being read."""
+        busy = sum(entry.size for entry in self._entries.values() if entry.num_readers)
+        return model in self._entries or size <= self.capacity - busy
+
     def open(self, model: str, size: Bytes) -> CacheEntry:
         """Start reading an entry, making it (and room for it) if it is not here; raises if none can be made."""
         entry = self._entries.get(model)
@@ -102,13 +107,13 @@ class HostCache:
     def _make_room(self, model: str, size: Bytes) -> None:
         evictable = [entry for entry in self._entries.values() if entry.num_readers == 0]
         room = self.capacity - self.used
+        if size > room + sum(entry.size for entry in evictable):
+            raise OverCommit(f"{self.name}: no room for {size:.0f} bytes of {model}, capacity {self.capacity:.0f}")
         for entry in evictable:
             if size <= room:
                 break
             del self._entries[entry.model]
             room += entry.size
-        if size > room:
-            raise OverCommit(f"{self.name}: no room for {size:.0f} bytes of {model}, capacity {self.capacity:.0f}")
 
 
 @dataclass(slots=True, eq=False)

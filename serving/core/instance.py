@@ -39,11 +39,11 @@ class Worker:
     from_cache: bool
     first_step_done: bool = False
     """The first forward pass of a process also loads its kernels."""
+    weights: Bytes = field(init=False)
+    """Bytes of its part of the model."""
 
-    @property
-    def weights(self) -> Bytes:
-        """Bytes of its part of the model."""
-        return sum(self.tensors)
+    def __post_init__(self) -> None:
+        self.weights = sum(self.tensors)
 
 
 @dataclass(slots=True, eq=False)
@@ -120,11 +120,11 @@ class Instance:
         for sequence, num_computed, num_output in zip(plan.sequences, plan.num_tokens, result.num_output, strict=True):
             sequence.num_computed += num_computed
             if num_output:
-                sequence.num_tokens += num_output
                 sequence.token_times.append(now)
                 if num_output > 1:
                     sequence.token_times.extend([now] * (num_output - 1))
-                if sequence.num_tokens >= sequence.final_tokens:
+                sequence.num_tokens = num_tokens = sequence.num_tokens + num_output
+                if num_tokens >= sequence.final_tokens:
                     finished.append(sequence)
         for sequence in finished:
             self._finish(sequence)

@@ -104,6 +104,8 @@ class ModelSpec:
             stage = min(range(num_stages), key=lambda s: (weights[s], -s))
             counts[stage] += 1
             weights[stage] += self.layer_bytes
+        if 0 in counts:
+            raise ValueError(f"{self.slug}: of {num_stages} stages, stage {counts.index(0)} would have no layer")
         starts = [sum(counts[:stage]) for stage in range(num_stages + 1)]
         return tuple(range(starts[stage], starts[stage + 1]) for stage in range(num_stages))
 

@@ -1,0 +1,1 @@
+"""Mechanisms: how an Action is carried out; flows over time, no choices."""

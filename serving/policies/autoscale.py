@@ -37,9 +37,11 @@ def oldest_wait(model: str, cluster: Cluster) -> Seconds:
 
 
 def retire_idle(cluster: Cluster, grace_period: Seconds) -> list[Action]:
-    """Instances that have been idle for longer than the grace period."""
+    """Instances that have been idle for longer than the grace period and have no held sequence to wake up for."""
     return [
         Retire(instance=instance)
         for instance in cluster.instances
-        if instance.idle_since is not None and cluster.now - instance.idle_since > grace_period
+        if instance.idle_since is not None
+        and cluster.now - instance.idle_since > grace_period
+        and not cluster.num_held(instance.model)
     ]

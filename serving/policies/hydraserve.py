@@ -3,10 +3,10 @@
 **Paper**: HydraServe (NSDI'26). **Implements** (sections of the fact sheet): 2.2 autoscaling loop, 3.1 choice of
 pipeline size and memory (static and adaptive), 3.2 contention-aware bandwidth, 3.3 stage graph with its four
 techniques (prefetch, stream, overlap, parallel) switchable one by one.
-**Departures**: the CUDA context is made beside the library imports, not before them: the paper's own bars rule out the
-serial order (see ``figures/hydraserve/figure7.md``). Pipeline consolidation (3.4) and the host cache (3.5) are not exercised
-by Figures 7 and 8 and not here yet. The prefill term of the TTFT prediction is the sane one; ``variant = "artifact"`` has
-the artifact's, which is always about 0.
+**Departures**: the CUDA context is made beside the library imports, not before them: the paper's own bars rule out
+the serial order (docs/adr/0005). Pipeline consolidation (3.4) and the host cache (3.5) are not exercised by Figures 7
+and 8 and not here yet. The prefill term of the TTFT prediction is the sane one; ``variant = "artifact"`` has the
+artifact's, which is always about 0.
 """
 
 from dataclasses import dataclass

@@ -2,8 +2,8 @@
 
 **Paper**: HydraServe (NSDI'26), its first baseline. **Implements** (fact sheet): section 4, first column; 3.1 naive
 placement (first server in order with a GPU that holds the model; the network is ignored).
-**Departures**: GPU memory utilisation is 0.95 as for the other systems, not 0.8: with 0.8 a 13B model leaves no room for KV
-in its own slice. It does not enter TTFT.
+**Departures**: GPU memory utilisation is 0.95 as for the other systems, not 0.8: with 0.8 a 13B model leaves no room
+for KV in its own slice. It does not enter TTFT.
 """
 
 from dataclasses import dataclass

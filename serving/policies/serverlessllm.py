@@ -1,12 +1,14 @@
 """ServerlessLLM: whole GPUs, a pinned-memory store, and the server with the fastest estimated start.
 
 **Paper**: ServerlessLLM (OSDI'24), in the fork that HydraServe (NSDI'26) compares with.
-**Implements** (HydraServe sheet, sections 4 and 9.9): ticks of one second for load balancer and autoscaler, one new instance
-a tick, start-up-time estimates from where the weights are, chunk-pipelined loading through a pinned pool with LRU eviction.
-**Departures**: the pool's fetch starts when the worker asks for its weights, not when the instance is scheduled: in the paper's
-bars OPT-2.7B takes 2.0 to 3.0 s longer uncached than cached, which a fetch hidden behind the runtime's start would not.
-The store takes up its load queue once a second, like the fork's other loops; the sheet names the queue, not its
-period. No container stage: workers are processes of a running Ray cluster, whose start is excluded. No live migration, as the sheet sees none in the fork.
+**Implements** (HydraServe sheet, sections 4 and 9.9): ticks of one second for load balancer and autoscaler, one new
+instance a tick, start-up-time estimates from where the weights are, chunk-pipelined loading through a pinned pool with
+LRU eviction.
+**Departures**: the pool's fetch starts when the worker asks for its weights, not when the instance is scheduled: in
+the paper's bars OPT-2.7B takes 2.0 to 3.0 s longer uncached than cached, which a fetch hidden behind the runtime's
+start would not (docs/adr/0005). The store takes up its load queue once a second, like the fork's other loops; the
+sheet names the queue, not its period. No container stage: workers are processes of a running Ray cluster, whose start
+is excluded. No live migration, as the sheet sees none in the fork.
 """
 
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from serving.core.hardware import Server
 from serving.core.instance import Instance, Phase
 from serving.core.request import Sequence
 from serving.core.stages import Stage, StageGraph, Work
+from serving.cost.models import MODELS
 from serving.policies.autoscale import hand_out, retire_idle
 from serving.policies.continuous import Batching
 from serving.policies.knobs import knob
@@ -92,9 +95,16 @@ class ServerlessLLM:
         return ceil(num_requests / self.config.target_concurrency) - len(instances)
 
     def _fastest(self, model: str, cluster: Cluster, taken: list[Server]) -> Server | None:
-        """The server with a free GPU on which the model is loaded first, given what is loading there already."""
+        """The server with a free GPU and room in its pool on which the model is loaded first."""
         size = cluster.deployments[model].size
-        open_servers = [server for server in cluster.servers if server not in taken and self._free_gpu(server)]
+        weights = MODELS[model].weight_bytes
+        open_servers = [
+            server
+            for server in cluster.servers
+            if server not in taken
+            and self._free_gpu(server)
+            and (server.cache is None or server.cache.can_open(model, weights))
+        ]
         return min(open_servers, key=lambda server: self._estimate(model, size, server, cluster), default=None)
 
     def _estimate(self, model: str, size: Bytes, server: Server, cluster: Cluster) -> Seconds:

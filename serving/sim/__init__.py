@@ -1,0 +1,1 @@
+"""Sim: the ports in virtual time."""

@@ -6,7 +6,7 @@ for the next mark or end is all that is booked.
 
 from bisect import insort
 from collections.abc import Sequence
-from math import inf
+from math import inf, nextafter
 
 from serving.core.clock import Clock, Signal, Timer
 from serving.core.hardware import Link, Server
@@ -27,7 +27,7 @@ class SimTransfer:
     def __init__(self, clock: Clock, links: "FairShare", path: Sequence[Link], size: Bytes) -> None:
         self._clock = clock
         self._links = links
-        self._marks: list[tuple[Bytes, int, Signal]] = []
+        self._marks: list[tuple[Bytes, Signal]] = []
         self.done = Signal(clock)
         self.path = tuple(path)
         self.rate: BytesPerSecond = 0.0
@@ -42,7 +42,7 @@ class SimTransfer:
         if self.sent >= self._due(mark):
             signal.fire()
         else:
-            insort(self._marks, (mark, len(self._marks), signal))
+            insort(self._marks, (mark, signal), key=lambda booked: booked[0])
             self._links.rebook()
         return signal
 
@@ -56,7 +56,7 @@ class SimTransfer:
         if self.sent >= self._due(self.size):
             self.sent = self.size
         while self._marks and self.sent >= self._due(self._marks[0][0]):
-            self._marks.pop(0)[2].fire()
+            self._marks.pop(0)[1].fire()
 
     def _due(self, mark: Bytes) -> Bytes:
         return mark - self.size * ROUNDING
@@ -124,11 +124,16 @@ class FairShare:
         self.rebook()
 
     def rebook(self) -> None:
-        """Book the timer for the next mark or end."""
+        """Book the timer for the next mark or end, in the next instant at the earliest: what is still to come may
+        take less time than the clock resolves, and no byte moves while time stands still."""
         if self._timer is not None:
             self._timer.cancel()
         delay = min((t.next_due() / t.rate for t in self._active), default=None)
-        self._timer = None if delay is None else self._clock.call_later(max(delay, 0.0), self._wake)
+        if delay is None:
+            self._timer = None
+            return
+        now = self._clock.now
+        self._timer = self._clock.call_at(max(now + delay, nextafter(now, inf)), self._wake)
 
     def _wake(self) -> None:
         self._timer = None

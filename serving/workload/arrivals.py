@@ -82,8 +82,9 @@ class Fixed:
     def __post_init__(self) -> None:
         _require_positive("Fixed.gap", self.gap, "seconds")
 
-    def times(self, seed: int, stream: str = "arrivals") -> Iterator[Seconds]:  # noqa: ARG002 - nothing is drawn
+    def times(self, seed: int, stream: str = "arrivals") -> Iterator[Seconds]:
         """Multiples of the gap, without end; products, so that no rounding piles up."""
+        del seed, stream  # nothing is drawn
         return (index * self.gap for index in count(1))
 
 
@@ -109,8 +110,9 @@ class TraceArrivals:
                     f"expected at least {earlier!r}, the time before it"
                 )
 
-    def times(self, seed: int, stream: str = "arrivals") -> Iterator[Seconds]:  # noqa: ARG002 - nothing is drawn
+    def times(self, seed: int, stream: str = "arrivals") -> Iterator[Seconds]:
         """The recorded instants in order, divided by ``rate_scale``."""
+        del seed, stream  # nothing is drawn
         return (time / self.rate_scale for time in self.arrived_at)
 
 

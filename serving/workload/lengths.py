@@ -36,8 +36,9 @@ class Fixed:
     def __post_init__(self) -> None:
         _require_tokens("Fixed.num_tokens", self.num_tokens)
 
-    def sample(self, rng: random.Random) -> Tokens:  # noqa: ARG002 - nothing is drawn
+    def sample(self, rng: random.Random) -> Tokens:
         """The count."""
+        del rng  # nothing is drawn
         return self.num_tokens
 
 

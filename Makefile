@@ -1,0 +1,44 @@
+# Two commands do all the set-up: `make figure7` and `make test`. Both need Python >= 3.11 only.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+
+.PHONY: figure7 figure8 hello report test lint types bench clean
+.DELETE_ON_ERROR:
+
+$(VENV)/core: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo 'aebench needs Python 3.11 or newer; say which: make PYTHON=/path/to/python3.11 ...' >&2; exit 2; }
+	@echo 'setting up $(VENV) (once)'
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/dev: $(VENV)/core
+	@echo 'adding the test tools to $(VENV) (once)'
+	@$(PIP) install -c constraints.txt -e '.[dev]'
+	@touch $@
+
+figure7 figure8 hello: $(VENV)/core
+	@$(BIN)/aebench run $@
+
+report: $(VENV)/core
+	@$(BIN)/aebench report --log-path history_logs --out report.html
+
+test: $(VENV)/dev
+	@$(BIN)/python -m pytest
+
+lint: $(VENV)/dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+types: $(VENV)/dev
+	@$(BIN)/mypy
+
+bench: $(VENV)/dev
+	@for program in kernel engine figures; do $(BIN)/python benchmarks/$$program.py; done
+
+clean:
+	rm -rf $(VENV) logs report.html

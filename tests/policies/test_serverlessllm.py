@@ -1,0 +1,144 @@
+"""ServerlessLLM: ticks, whole GPUs, the fastest server, and cold starts by hand."""
+
+from dataclasses import replace
+
+import pytest
+
+from serving.core.actions import Action, Launch
+from serving.core.cluster import Cluster
+from serving.policies.serverlessllm import ServerlessLLM, ServerlessLLMConfig
+from serving.records import StageRecord
+from serving.units import GB
+from tests.build import A10, hold, make_cluster, make_deployment, make_requests, make_testbed, run, sent, with_cache
+
+CACHED = make_testbed(1, with_cache(A10, 16.0), exclusive=True)
+
+
+def tick(cluster: Cluster) -> list[Action]:
+    return ServerlessLLM(ServerlessLLMConfig()).on_interval(cluster)
+
+
+def launches(actions: list[Action]) -> list[Launch]:
+    return [action for action in actions if isinstance(action, Launch)]
+
+
+def test_a_first_start_fetches_and_a_second_one_finds_the_weights_in_the_pool() -> None:
+    first, second = make_requests(2, 64, 1)
+    outcome = run("serverlessllm_with_cached_model", sent([(0.25, first), (50.25, second)]), testbed=CACHED)
+    # The tick at 1: libraries to 3, context to 3.5, load queue to 4. Fetch 13.4768 GB / 2 = 6.7384 s; the last tensor
+    # (262.1 MB at 8 GB/s) 0.0328; profile 3072 tokens, 41.40 TFLOP / 62.5 = 0.6624; engine 0.25: ready at 11.6836.
+    # The tick at 12, first step 0.125 + 13.4768 / 450 = 0.15495.
+    assert outcome.stages(0)["fetch"] == pytest.approx((4.0, 10.7384), abs=1e-4)
+    assert outcome.stages(0)["engine"][1] == pytest.approx(11.6836, abs=1e-4)
+    assert outcome.requests[0].first_token_at == pytest.approx(12.15495, abs=1e-4)
+    # Idle since 12.15, retired at 43. The tick at 51: to 53.5 as before, no queue and no fetch; load 13.4768 / 8 =
+    # 1.6846; profile 0.6624; engine 0.25: ready at 56.0970; the tick at 57.
+    assert outcome.stages(1)["load"] == pytest.approx((53.5, 55.1846), abs=1e-4)
+    assert outcome.stages(1)["engine"][1] == pytest.approx(56.0970, abs=1e-4)
+    assert outcome.requests[1].first_token_at == pytest.approx(57.15495, abs=1e-4)
+
+
+def test_a_request_that_comes_as_the_grace_period_ends_is_served_by_the_idle_instance() -> None:
+    first, second = make_requests(2, 64, 1)
+    # idle since 12.15; at the tick at 43 it has been idle for 30.85 s, but the request of 42.5 is there
+    outcome = run("serverlessllm", sent([(0.25, first), (42.5, second)]), testbed=CACHED)
+    assert [record.instance for record in outcome.requests] == [0, 0]
+    assert outcome.requests[1].dispatched_at == 43.0
+
+
+def test_nothing_happens_between_ticks() -> None:
+    cluster = make_cluster(testbed=make_testbed(exclusive=True))
+    controller = ServerlessLLM(ServerlessLLMConfig())
+    (sequence,) = hold(cluster, 1)
+    assert controller.on_arrival(sequence, cluster) == []
+    assert controller.on_finish(sequence, cluster) == []
+    assert controller.interval == 1.0
+
+
+def test_a_launch_takes_a_whole_gpu() -> None:
+    cluster = make_cluster(make_deployment("opt-2.7b"), testbed=make_testbed(exclusive=True))
+    hold(cluster, 1, "opt-2.7b")
+    (launch,) = launches(tick(cluster))
+    assert (launch.placements[0].memory, launch.max_sequences) == (22 * GB, 8)
+    assert launch.keep_in_host_memory
+
+
+@pytest.mark.parametrize(("num_held", "num_launches"), [(0, 0), (1, 1), (8, 1), (9, 1), (100, 1)])
+def test_at_most_one_instance_of_a_model_starts_per_tick(num_held: int, num_launches: int) -> None:
+    cluster = make_cluster(testbed=make_testbed(exclusive=True))
+    hold(cluster, num_held)
+    assert len(launches(tick(cluster))) == num_launches
+
+
+def test_two_models_start_in_one_tick_on_two_servers() -> None:
+    cluster = make_cluster(make_deployment(), make_deployment("opt-2.7b"), testbed=make_testbed(exclusive=True))
+    hold(cluster, 1)
+    hold(cluster, 1, "opt-2.7b")
+    started = launches(tick(cluster))
+    assert [launch.placements[0].server.name for launch in started] == ["a10x1-0", "a10x1-1"]
+
+
+def test_the_server_that_holds_the_weights_is_the_fastest() -> None:
+    cluster = make_cluster(testbed=make_testbed(kind=with_cache(A10, 16.0), exclusive=True))
+    cache = cluster.servers[2].cache
+    assert cache is not None
+    cache.open("llama2-7b", 13 * GB).complete = True
+    hold(cluster, 1)
+    (launch,) = launches(tick(cluster))  # 13 / 8 = 1.6 s there, 13 / 2 = 6.5 s elsewhere
+    assert launch.placements[0].server is cluster.servers[2]
+    assert launch.placements[0].from_cache
+
+
+def test_what_a_server_is_loading_already_counts_as_its_queue() -> None:
+    kind = replace(with_cache(A10, 40.0), num_gpus=2)
+    deployments = (make_deployment(), make_deployment("opt-2.7b"), make_deployment("opt-6.7b"))
+    outcome = run(
+        "serverlessllm",
+        sent([(0.25, make_requests(1)[0]), (1.25, make_requests(2, model="opt-2.7b")[1])]),
+        *deployments,
+        testbed=make_testbed(2, kind, exclusive=True),
+    )
+    # the second model would wait for 13 GB on the first server, (7 + 13) / 2 = 10 s, and has 3.5 s on the other
+    second = [record for record in outcome.records if isinstance(record, StageRecord) and record.instance == 1]
+    assert {record.server for record in second} == {"a10x1-1"}
+
+
+def test_without_a_free_gpu_sequences_stay_held() -> None:
+    cluster = make_cluster(testbed=make_testbed(1, exclusive=True))
+    cluster.servers[0].gpus[0].memory.claim("tenant", 1 * GB)
+    hold(cluster, 3)
+    assert tick(cluster) == []
+
+
+def test_the_load_balancer_hands_out_before_the_autoscaler_counts() -> None:
+    first, second = make_requests(2, 64, 300)
+    outcome = run("serverlessllm", sent([(0.25, first), (13.5, second)]), testbed=CACHED)
+    # the second comes while the first is served: 2 requests, one instance, no other is started
+    assert [record.instance for record in outcome.requests] == [0, 0]
+    assert outcome.requests[1].dispatched_at == 14.0
+    assert outcome.control.num_launched == 1
+
+
+def test_requests_that_are_being_served_count_towards_the_instances_wanted() -> None:
+    kind = with_cache(A10, 16.0)
+    requests = make_requests(9, 64, 600)
+    timed = [*[(0.25, request) for request in requests[:8]], (14.0, requests[8])]
+    outcome = run("serverlessllm", sent(timed), testbed=make_testbed(2, kind, exclusive=True))
+    # eight fill the first instance; the ninth makes ceil(9 / 8) = 2
+    assert outcome.control.num_launched == 2
+    assert outcome.requests[8].instance == 1
+
+
+def test_a_model_that_the_pool_has_no_room_for_waits_until_what_loads_there_can_be_evicted() -> None:
+    kind = replace(with_cache(A10, 16.0), num_gpus=2)
+    llama, opt = make_requests(1)[0], make_requests(2, model="opt-6.7b")[1]
+    outcome = run(
+        "serverlessllm",
+        sent([(0.25, llama), (0.5, opt)]),
+        make_deployment(),
+        make_deployment("opt-6.7b"),
+        testbed=make_testbed(1, kind, exclusive=True),
+    )
+    # 13.5 and 13.3 GB do not fit 16 GiB together: the second launch comes when the first has loaded
+    assert all(record.finished_at is not None for record in outcome.requests)
+    assert outcome.stages(1)["libraries"][0] >= outcome.stages(0)["engine"][1]

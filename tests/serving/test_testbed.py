@@ -1,0 +1,67 @@
+"""Inventories: machines as the spec says, all memory free, stores taken in turn."""
+
+from dataclasses import replace
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.core.hardware import Link, StorageServer
+from serving.testbed import Testbed, assign_store, build_inventory
+from serving.units import GB, Gbps, GiB
+from tests.build import A10, STARTUP, V100, make_testbed, with_cache
+
+
+def test_servers_have_the_memory_and_links_of_their_kind() -> None:
+    server = build_inventory(make_testbed(1, V100)).servers[0]
+    assert (server.name, server.kind, server.exclusive) == ("v100x4-0", "v100x4", False)
+    assert [gpu.name for gpu in server.gpus] == [f"v100x4-0/gpu{index}" for index in range(4)]
+    assert [gpu.memory.free for gpu in server.gpus] == [32 * GB] * 4
+    assert (server.nic_rate, server.downlink.capacity, server.gpus[0].pcie.capacity) == (16 * Gbps, 2 * GB, 8 * GB)
+
+
+def test_every_gpu_has_memory_and_pcie_of_its_own() -> None:
+    server = build_inventory(make_testbed(1, V100)).servers[0]
+    server.gpus[0].memory.claim("worker", 10 * GB)
+    assert [gpu.memory.used for gpu in server.gpus] == [10 * GB, 0, 0, 0]
+    assert len({id(gpu.pcie) for gpu in server.gpus}) == 4
+
+
+def test_the_weight_cache_is_taken_out_of_host_memory() -> None:
+    plain = build_inventory(make_testbed(1)).servers[0]
+    cached = build_inventory(make_testbed(1, with_cache(A10, 16.0))).servers[0]
+    assert plain.cache is None
+    assert cached.cache is not None
+    assert cached.cache.capacity == 16 * GiB
+    assert plain.host_memory.capacity - cached.host_memory.capacity == 16 * GiB
+
+
+def test_servers_of_all_kinds_come_in_the_order_of_the_spec_with_the_isolation_of_the_testbed() -> None:
+    testbed = Testbed(servers=((A10, 2), (V100, 1)), num_stores=1, store_nic_rate=64 * Gbps, exclusive=True)
+    inventory = build_inventory(testbed)
+    assert [server.name for server in inventory.servers] == ["a10x1-0", "a10x1-1", "v100x4-0"]
+    assert all(server.exclusive for server in inventory.servers)
+    assert testbed.startup == {"a10x1": STARTUP, "v100x4": STARTUP}
+
+
+def test_testbed_i_gives_each_store_as_many_servers_as_its_nic_feeds() -> None:
+    # 4 A10 and 4 V100 servers of 16 Gbps each, 2 stores of 32: 128 Gbps wanted, 64 given, 4 servers a store
+    testbed = Testbed(servers=((A10, 4), (V100, 4)), num_stores=2, store_nic_rate=32 * Gbps, exclusive=False)
+    names = [server.store.name for server in build_inventory(testbed).servers]
+    assert names == ["store0", "store1"] * 4
+
+
+def test_a_wide_server_takes_more_of_its_store_than_a_narrow_one() -> None:
+    wide = replace(A10, name="wide", nic_rate=64 * Gbps)
+    testbed = Testbed(servers=((wide, 1), (A10, 3)), num_stores=2, store_nic_rate=96 * Gbps, exclusive=False)
+    # 96 - 64 = 32 left at store0, so the three narrow ones (96 -> 80 -> 64 -> 48) all go to store1
+    assert [s.store.name for s in build_inventory(testbed).servers] == ["store0", "store1", "store1", "store1"]
+
+
+@given(st.lists(st.integers(1, 64), max_size=30), st.integers(1, 6))
+def test_stores_differ_by_no_more_than_one_server(rates: list[int], num_stores: int) -> None:
+    stores = [StorageServer(f"s{i}", 100.0, Link(f"s{i}", 100.0)) for i in range(num_stores)]
+    left = {store: store.nic_rate for store in stores}
+    for rate in rates:
+        assign_store(float(rate), left)
+    assert sum(100.0 - rest for rest in left.values()) == sum(rates)
+    assert max(left.values()) - min(left.values()) <= max(rates, default=0)
