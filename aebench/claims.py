@@ -142,12 +142,13 @@ def _judge(claim: Claim, evidence: Evidence) -> Judgement:
     details = _details(claim, measures, worst)
     cells = [cell for group in evidence.cells for cell in group]
     num_calibrated = sum(any(cell.calibrated for cell in group) for group in evidence.cells)
-    if num_calibrated:
+    all_calibrated = all(cell.calibrated for cell in cells)
+    if num_calibrated and not all_calibrated:
         details.append(f"{num_calibrated} of {len(evidence.cells)} groups rest on calibration points")
     if num_history := sum(cell.history for cell in dict.fromkeys(cells)):
         details.append(f"would be {verdict}; points from shipped history: {num_history}")
         verdict = Verdict.HISTORY
-    elif verdict is Verdict.PASS and all(cell.calibrated for cell in cells):
+    elif verdict is Verdict.PASS and all_calibrated:
         verdict = Verdict.CALIBRATED
     return Judgement(claim, _measured(claim, measures), _deviation(claim, worst), verdict, "; ".join(details))
 

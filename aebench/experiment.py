@@ -1,6 +1,7 @@
 """Experiment: a declared grid; scales and ``--set`` are merged over it, and its points come out resolved."""
 
 import copy
+import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -115,9 +116,21 @@ class Experiment:
             name: {**self.testbeds.server[name].model_dump(exclude={"sources"}), "count": count}
             for name, count in bed.servers.items()
         }
+        arrivals = spec["workload"]["arrivals"]
+        if arrivals is not None and arrivals["kind"] == "trace":
+            arrivals["sha256"] = self._trace_digest(arrivals["file"])
         spec["stores"] = bed.stores
         spec["store_nic_gbps"] = bed.store_nic_gbps
         return spec
+
+    def _trace_digest(self, file: str) -> str:
+        """Digest of a trace's content: a file that was changed makes other points."""
+        try:
+            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        except OSError as error:
+            raise SpecError(
+                self.source, "workload.arrivals.file", f"{file}: cannot be read ({error.strerror})"
+            ) from error
 
     def _excluded(self, cell: Mapping[str, GridValue]) -> bool:
         return any(

@@ -48,7 +48,7 @@ class Provisioner(Protocol):
     """Starts processes and sizes their memory."""
 
     def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
-        """Begin a TIMED or PROFILE stage; the signal fires at its end."""
+        """Begin a TIMED, PROFILE or POLL stage, or the wait before a FETCH; the signal fires at its end."""
         ...
 
     def num_blocks(self, instance: Instance) -> int:

@@ -19,7 +19,7 @@ class Work(Enum):
     LOAD = "load"
     """Weights, host memory to GPU."""
     POLL = "poll"
-    """Until a loop that looks for work at a fixed period looks again; nothing to wait for when weights are cached."""
+    """Until a loop of the control plane, which looks for work at a fixed period, looks again."""
     PROFILE = "profile"
     """A forward pass at the largest batch, to size the KV pool."""
 
@@ -44,7 +44,7 @@ class Stage:
     """LOAD only: follow this FETCH tensor by tensor instead of waiting for its end."""
     loader: Loader = Loader.DIRECT
     period: Seconds = 0.0
-    """POLL only."""
+    """POLL: of the loop. FETCH: of the loop that takes up fetches; 0 when they start at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

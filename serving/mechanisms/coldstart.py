@@ -50,8 +50,6 @@ class ColdStart:
             num_bytes = yield from self._fetch(worker, stage, entry)
         elif stage.work is Work.LOAD:
             num_bytes = yield from self._load(worker, stage)
-        elif stage.work is Work.POLL:
-            yield 0.0 if worker.from_cache else stage.period - started_at % stage.period
         else:
             yield self.backend.provisioner.start(self.instance, worker, stage)
         self._write(worker, stage, started_at, num_bytes)
@@ -62,6 +60,8 @@ class ColdStart:
         if worker.from_cache:
             started.fire(None)
             return 0.0
+        if stage.period:
+            yield self.backend.provisioner.start(self.instance, worker, stage)
         transfer = self.backend.transport.fetch(worker)
         started.fire(transfer)
         yield transfer.done

@@ -7,8 +7,8 @@ LRU eviction.
 **Departures**: the pool's fetch starts when the worker asks for its weights, not when the instance is scheduled: in
 the paper's bars OPT-2.7B takes 2.0 to 3.0 s longer uncached than cached, which a fetch hidden behind the runtime's
 start would not (docs/adr/0005). The store takes up its load queue once a second, like the fork's other loops; the
-sheet names the queue, not its period. No container stage: workers are processes of a running Ray cluster, whose start
-is excluded. No live migration, as the sheet sees none in the fork.
+sheet names the queue, not its period. The loops are not in step with each other. No container stage: workers are
+processes of a running Ray cluster, whose start is excluded. No live migration, as the sheet sees none in the fork.
 """
 
 from dataclasses import dataclass
@@ -33,11 +33,11 @@ STORE_START = StageGraph(
     stages=(
         Stage(name="libraries"),
         Stage(name="context", after=("libraries",)),
-        Stage(name="load queue", work=Work.POLL, after=("context",), period=TICK),
-        Stage(name="fetch", work=Work.FETCH, after=("load queue",)),
-        Stage(name="load", work=Work.LOAD, after=("load queue",), streams="fetch"),
+        Stage(name="fetch", work=Work.FETCH, after=("context",), period=TICK),
+        Stage(name="load", work=Work.LOAD, after=("context",), streams="fetch"),
         Stage(name="profile", work=Work.PROFILE, after=("load",)),
         Stage(name="engine", after=("profile",)),
+        Stage(name="load balancer", work=Work.POLL, after=("engine",), period=TICK),
     )
 )
 
@@ -54,7 +54,7 @@ class ServerlessLLMConfig:
 
 
 class ServerlessLLM:
-    """The Controller. It acts at its ticks only."""
+    """The Controller. It acts at its ticks, and when the load balancer first sees an instance."""
 
     def __init__(self, config: ServerlessLLMConfig) -> None:
         self.config = config
@@ -66,9 +66,8 @@ class ServerlessLLM:
         return []
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
-        """Wait for the tick."""
-        del instance, cluster
-        return []
+        """The load balancer has seen it: hand out."""
+        return hand_out(instance.model, cluster)
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Wait for the tick."""

@@ -14,7 +14,10 @@ from serving.units import Seconds
 
 
 class SimProvisioner:
-    """The Provisioner port. Jitter is lognormal with mean 1, one stream per stage name."""
+    """The Provisioner port. Jitter is lognormal with mean 1, one stream per stage name.
+
+    Loops of a control plane are not in step with each other, so the wait for one is uniform over its period.
+    """
 
     def __init__(self, clock: Clock, startup: dict[str, StartupCosts], seed: int) -> None:
         self._clock = clock
@@ -23,7 +26,7 @@ class SimProvisioner:
         self._streams: dict[str, Random] = {}
 
     def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
-        """Begin a TIMED or PROFILE stage; the signal fires at its end."""
+        """Begin a TIMED, PROFILE or POLL stage, or the wait before a FETCH; the signal fires at its end."""
         ended = Signal(self._clock)
         self._clock.call_later(self._duration(instance, worker, stage), ended.fire)
         return ended
@@ -36,10 +39,12 @@ class SimProvisioner:
         costs = self._startup[worker.server.kind]
         if stage.work is Work.PROFILE:
             return forward_time(MODELS[instance.model], worker, instance.max_step_tokens, 0)
-        return costs.timed(stage.name) * self._jitter(stage.name, costs.jitter)
+        if stage.period:
+            return self._stream(stage.name).uniform(0.0, stage.period)
+        sigma = sqrt(log(1 + costs.jitter**2))
+        return costs.timed(stage.name) * self._stream(stage.name).lognormvariate(-(sigma**2) / 2, sigma)
 
-    def _jitter(self, stage_name: str, variation: float) -> float:
+    def _stream(self, stage_name: str) -> Random:
         if stage_name not in self._streams:
             self._streams[stage_name] = Random(f"{self._seed}/startup/{stage_name}")
-        sigma = sqrt(log(1 + variation**2))
-        return self._streams[stage_name].lognormvariate(-(sigma**2) / 2, sigma)
+        return self._streams[stage_name]

@@ -333,3 +333,14 @@ def test_a_bad_trace_is_refused_before_anything_runs(
         f"{said.format(path=path)}"
     )
     assert not original.logs.exists()
+
+
+def test_points_change_when_the_content_of_their_trace_does(original: Checkout, tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    changes = ("workload.arrivals.kind=trace", f"workload.arrivals.file={path}")
+    digests = []
+    for num_tokens in (8, 8, 9):
+        path.write_text(f"arrived_at,model,num_prompt_tokens,num_output_tokens\n0.5,opt-6.7b,16,{num_tokens}\n")
+        experiment = Catalog(original.root).experiment("hydraserve/hello", settings=changes)
+        digests.append(experiment.points([0])[0].digest)
+    assert digests[0] == digests[1] != digests[2]

@@ -1,6 +1,7 @@
 """ServerlessLLM: ticks, whole GPUs, the fastest server, and cold starts by hand."""
 
 from dataclasses import replace
+from math import ceil
 
 import pytest
 
@@ -24,26 +25,34 @@ def launches(actions: list[Action]) -> list[Launch]:
 
 def test_a_first_start_fetches_and_a_second_one_finds_the_weights_in_the_pool() -> None:
     first, second = make_requests(2, 64, 1)
-    outcome = run("serverlessllm_with_cached_model", sent([(0.25, first), (50.25, second)]), testbed=CACHED)
-    # The tick at 1: libraries to 3, context to 3.5, load queue to 4. Fetch 13.4768 GB / 2 = 6.7384 s; the last tensor
-    # (262.1 MB at 8 GB/s) 0.0328; profile 3072 tokens, 41.40 TFLOP / 62.5 = 0.6624; engine 0.25: ready at 11.6836.
-    # The tick at 12, first step 0.125 + 13.4768 / 450 = 0.15495.
-    assert outcome.stages(0)["fetch"] == pytest.approx((4.0, 10.7384), abs=1e-4)
-    assert outcome.stages(0)["engine"][1] == pytest.approx(11.6836, abs=1e-4)
-    assert outcome.requests[0].first_token_at == pytest.approx(12.15495, abs=1e-4)
-    # Idle since 12.15, retired at 43. The tick at 51: to 53.5 as before, no queue and no fetch; load 13.4768 / 8 =
-    # 1.6846; profile 0.6624; engine 0.25: ready at 56.0970; the tick at 57.
-    assert outcome.stages(1)["load"] == pytest.approx((53.5, 55.1846), abs=1e-4)
-    assert outcome.stages(1)["engine"][1] == pytest.approx(56.0970, abs=1e-4)
-    assert outcome.requests[1].first_token_at == pytest.approx(57.15495, abs=1e-4)
+    outcome = run("serverlessllm_with_cached_model", sent([(0.25, first), (60.25, second)]), testbed=CACHED)
+    # The tick at 1: libraries to 3, context to 3.5. Up to 1 s in the load queue, then 13.4768 GB / 2 = 6.7384 s of
+    # fetch; the last tensor (262.1 MB at 8 GB/s) 0.0328; profile 3072 tokens, 41.40 TFLOP / 62.5 = 0.6624; engine 0.25;
+    # up to 1 s until the load balancer sees it; first step 0.125 + 13.4768 / 450 = 0.15495.
+    stages = outcome.stages(0)
+    assert stages["fetch"][0] == pytest.approx(3.5)
+    assert 10.2384 < stages["fetch"][1] < 11.2384
+    assert stages["engine"][1] - stages["fetch"][1] == pytest.approx(0.0328 + 0.6624 + 0.25, abs=1e-4)
+    assert 0.0 < stages["load balancer"][1] - stages["engine"][1] < 1.0
+    assert outcome.requests[0].first_token_at == pytest.approx(stages["load balancer"][1] + 0.15495, abs=1e-4)
+    # Retired 30 s after the answer. The tick at 61: to 63.5 as before, nothing to fetch; load 13.4768 / 8 = 1.6846;
+    # profile 0.6624; engine 0.25: ready at 66.0970, and seen within a second.
+    stages = outcome.stages(1)
+    assert stages["fetch"] == pytest.approx((63.5, 63.5))
+    assert stages["load"] == pytest.approx((63.5, 65.1846), abs=1e-4)
+    assert stages["engine"][1] == pytest.approx(66.0970, abs=1e-4)
+    assert outcome.requests[1].first_token_at == pytest.approx(stages["load balancer"][1] + 0.15495, abs=1e-4)
 
 
 def test_a_request_that_comes_as_the_grace_period_ends_is_served_by_the_idle_instance() -> None:
     first, second = make_requests(2, 64, 1)
-    # idle since 12.15; at the tick at 43 it has been idle for 30.85 s, but the request of 42.5 is there
-    outcome = run("serverlessllm", sent([(0.25, first), (42.5, second)]), testbed=CACHED)
+    answered_at = run("serverlessllm", sent([(0.25, first)]), testbed=CACHED).requests[0].finished_at
+    assert answered_at is not None
+    tick_of_retirement = ceil(answered_at + 30.0)
+    # at that tick it has been idle for more than 30 s, but a request came just before
+    outcome = run("serverlessllm", sent([(0.25, first), (tick_of_retirement - 0.01, second)]), testbed=CACHED)
     assert [record.instance for record in outcome.requests] == [0, 0]
-    assert outcome.requests[1].dispatched_at == 43.0
+    assert outcome.requests[1].dispatched_at == tick_of_retirement
 
 
 def test_nothing_happens_between_ticks() -> None:

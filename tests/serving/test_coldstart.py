@@ -1,6 +1,7 @@
 """Cold starts: stages wait for what their graph says, loads follow fetches, memory is held meanwhile."""
 
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 
 import pytest
 
@@ -39,9 +40,10 @@ def start(
     at: Seconds = 0.0,
     keep: bool = False,
     jitter: float = 0.0,
+    container: float = 1.0,
 ) -> Started:
     clock = SimClock()
-    costs = {"a10x1": replace(STARTUP, jitter=jitter), "slow": replace(STARTUP, container=3.0)}
+    costs = {"a10x1": replace(STARTUP, jitter=jitter, container=container), "slow": replace(STARTUP, container=3.0)}
     backend = Backend(
         clock=clock,
         executor=SimExecutor(clock, costs),
@@ -107,14 +109,10 @@ def test_a_streamed_load_ends_one_tensor_after_the_fetch() -> None:
 
 
 def test_a_streamed_load_that_begins_after_the_fetch_runs_at_pcie_speed() -> None:
-    # by 9 s the fetch has long ended (6.7 s)
-    stages = (
-        FETCH,
-        Stage(name="poll", work=Work.POLL, period=9.0),
-        Stage(name="load", work=Work.LOAD, after=("poll",), streams="fetch"),
-    )
-    started = start(make_workers(make_cluster()), stages)
-    assert started.spans[0, "load"] == pytest.approx((9.0, 9.0 + 1.6846), rel=1e-5)
+    # the loader is there after 10 s, when the fetch has long ended (6.7 s)
+    load = Stage(name="load", work=Work.LOAD, after=("container",), streams="fetch")
+    started = start(make_workers(make_cluster()), (FETCH, Stage(name="container"), load), container=10.0)
+    assert started.spans[0, "load"] == pytest.approx((10.0, 10.0 + 1.6846), rel=1e-5)
 
 
 def test_the_engines_loader_is_the_slower_of_itself_and_pcie() -> None:
@@ -123,9 +121,20 @@ def test_the_engines_loader_is_the_slower_of_itself_and_pcie() -> None:
     assert started.ready_at == pytest.approx(6.7384 + 13.4768, rel=1e-5)  # 1 GB/s
 
 
-def test_a_poll_lasts_until_the_next_multiple_of_its_period() -> None:
-    stages = (Stage(name="poll", work=Work.POLL, period=1.0),)
-    assert start(make_workers(make_cluster()), stages, at=5.25).spans[0, "poll"] == (5.25, 6.0)
+def test_a_wait_for_a_loop_is_somewhere_within_its_period() -> None:
+    polls = tuple(Stage(name=f"poll {i}", work=Work.POLL, period=2.0) for i in range(200))
+    spans = start(make_workers(make_cluster()), polls, at=5.25).spans.values()
+    waits = [ended_at - started_at for started_at, ended_at in spans]
+    assert all(0.0 <= wait < 2.0 for wait in waits)
+    assert fmean(waits) == pytest.approx(1.0, abs=0.15)  # four standard errors of 200 uniform draws
+
+
+def test_a_fetch_that_a_loop_takes_up_begins_within_its_period() -> None:
+    # 6.7384 s of fetch, 0 to 2 s before it
+    fetch = replace(FETCH, period=2.0)
+    started_at, ended_at = start(make_workers(make_cluster()), (fetch,)).spans[0, "fetch"]
+    assert started_at == 0.0
+    assert 6.7384 < ended_at < 8.7385
 
 
 def test_a_group_is_ready_when_its_slowest_worker_is() -> None:
@@ -146,13 +155,13 @@ def test_workers_of_a_group_fetch_their_parts_beside_each_other() -> None:
     assert started.spans[1, "fetch"][1] == pytest.approx(3.2381 / 2, rel=1e-4)
 
 
-def test_weights_from_the_cache_are_not_fetched_and_polled_for() -> None:
+def test_weights_from_the_cache_are_not_fetched_and_nobody_waits_for_the_loop() -> None:
     cluster = cached_cluster()
     (worker,) = make_workers(cluster)
     worker.from_cache = True
-    started = start((worker,), (*STREAMED, Stage(name="poll", work=Work.POLL, period=1.0)), at=0.5, keep=True)
+    stages = tuple(replace(s, period=1.0) if s.work is Work.FETCH else s for s in STREAMED)
+    started = start((worker,), stages, at=0.5, keep=True)
     assert started.spans[0, "fetch"] == (0.5, 0.5)
-    assert started.spans[0, "poll"] == (0.5, 0.5)
     assert started.spans[0, "load"] == pytest.approx((0.5, 0.5 + 1.6846), rel=1e-4)
     assert started.num_bytes["fetch"] == 0
 
