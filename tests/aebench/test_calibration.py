@@ -112,7 +112,7 @@ def test_a_group_of_points_that_the_paper_did_not_print_is_refused(
 ) -> None:
     checkout = make_checkout(tmp_path)
     path = checkout.path("calibration.toml")
-    begin = path.read_text().index("v100-breakdown = { figure")
+    begin = path.read_text().index("v100-breakdown  = { figure")
     text = path.read_text()
     path.write_text(text[:begin] + text[begin:].replace(old, new, 1))
     expected = f"Error: ROOT/experiments/hydraserve/calibration.toml, points.v100-breakdown{said}"
