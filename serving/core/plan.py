@@ -21,6 +21,9 @@ class StepPlan:
     context_tokens: Tokens = 0
     """KV entries of earlier steps that the attention reads, over all sequences."""
 
+    ends_in_chunk: bool = False
+    """The last sequence computes less than it has and gains no token; a budget cuts no other."""
+
     def __bool__(self) -> bool:
         return bool(self.sequences)
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import Enum
-from itertools import pairwise
+from operator import sub
 from typing import TYPE_CHECKING
 
 from serving.records import RequestRecord
@@ -92,5 +92,5 @@ class Sequence:
             instance=None if self.instance is None else self.instance.instance_id,
             ttft_slo=self.request.ttft_slo,
             tpot_slo=self.request.tpot_slo,
-            token_gaps=tuple(later - earlier for earlier, later in pairwise(times)),
+            token_gaps=tuple(map(sub, times[1:], times)),
         )

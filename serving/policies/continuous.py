@@ -63,6 +63,7 @@ class ContinuousBatching:
             if num_tokens > left:
                 num_tokens = left
                 target = num_computed + left
+                plan.ends_in_chunk = True
             if target > sequence.capacity and not self._grow(instance, pool, sequence, target):
                 break
             sequences.append(sequence)
@@ -98,10 +99,12 @@ class ContinuousBatching:
                 if not self._chunked and plan.sequences:
                     break
                 num_tokens = budget if self._chunked else num_tokens
+            is_chunk = num_tokens < sequence.num_tokens
             spare = reserve if instance.running else 0
             if not pool.can_extend(sequence, num_tokens, spare):
                 break
             pool.extend(sequence, num_tokens)
             instance.admit(sequence)
             plan.add(sequence, num_tokens)
+            plan.ends_in_chunk = is_chunk
             budget -= num_tokens

@@ -20,10 +20,9 @@ class SimExecutor:
     def submit(self, instance: Instance, plan: StepPlan, done: Callable[[StepResult], None]) -> None:
         """Book the step's end; a sequence gains a token when all its tokens are computed."""
         duration = step_time(instance, plan.total_tokens, plan.context_tokens) + self._first_step(instance)
-        num_output = [
-            1 if sequence.num_computed + num_tokens == sequence.num_tokens else 0
-            for sequence, num_tokens in zip(plan.sequences, plan.num_tokens, strict=True)
-        ]
+        num_output = [1] * len(plan.sequences)
+        if plan.ends_in_chunk:
+            num_output[-1] = 0
         self._clock.call_later(duration, done, StepResult(plan, num_output))
 
     def _first_step(self, instance: Instance) -> Seconds:
