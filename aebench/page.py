@@ -78,7 +78,7 @@ def _departures(experiment: Experiment) -> Iterator[str]:
         text = sys.modules[module].__doc__ or ""
         if "**Departures**:" in text:
             paragraph = text.split("**Departures**:")[1].split("\n\n")[0]
-            yield f"{module.rpartition('.')[2]}: {' '.join(paragraph.split())}"
+            yield f"{module.rpartition('.')[2]}: {' '.join(paragraph.replace('``', '').split())}"
 
 
 def _parameters(catalog: Catalog, drawn: Sequence[Drawn]) -> Iterator[Parameter]:
