@@ -4,7 +4,7 @@ A claim is asserted of every one of its groups (see ``claim_groups``); a group's
 
     absent      a row that the claim needs is missing, or its value is undefined
     history     a row that it uses was filled in from shipped history; the detail says how it was judged
-    pass        every group's value, with 3 or more seeds its 95 % Student-t interval, is where the paper says
+    pass        every group's value, with 2 or more seeds its 95 % Student-t interval, is where the paper says
     unsure      no group is wrong for certain, but some interval straddles the border of what passes
     shape       some group is wrong, yet all ratios (differences) lie on the paper's side of 1 (0)
     fail        some group is wrong, and the direction does not hold either, or there is none
@@ -42,8 +42,11 @@ from aebench.claim_syntax import (
 
 __all__ = ["Claim", "ClaimFile", "Judgement", "Verdict", "evaluate", "exit_code", "measured_text", "parse"]
 
-MIN_SEEDS = 3
+MIN_SEEDS = 2
 """Seeds from which on a claim has an interval."""
+WOULD_BE = "would be "
+"""How the detail of a ``history`` verdict names the verdict that the numbers give."""
+WOULD_FAIL = f"{WOULD_BE}fail"
 SLACK = 1e-9
 """Relative rounding error forgiven at the ends of a closed range."""
 NEUTRAL: Mapping[str | None, float] = {"/": 1.0, "-": 0.0}
@@ -118,8 +121,8 @@ def evaluate(
 
 
 def exit_code(judgements: Sequence[Judgement]) -> int:
-    """1 when a claim failed, otherwise 0."""
-    return int(any(judgement.verdict is Verdict.FAIL for judgement in judgements))
+    """1 when a claim failed, if only with points filled in from shipped history, otherwise 0."""
+    return int(any(judgement.verdict is Verdict.FAIL or WOULD_FAIL in judgement.detail for judgement in judgements))
 
 
 def measured_text(claim_file: ClaimFile, judgements: Sequence[Judgement]) -> str:
@@ -146,7 +149,7 @@ def _judge(claim: Claim, evidence: Evidence) -> Judgement:
     if num_calibrated and not all_calibrated:
         details.append(f"{num_calibrated} of {len(evidence.cells)} groups rest on calibration points")
     if num_history := sum(cell.history for cell in dict.fromkeys(cells)):
-        details.append(f"would be {verdict}; points from shipped history: {num_history}")
+        details.append(f"{WOULD_BE}{verdict}; points from shipped history: {num_history}")
         verdict = Verdict.HISTORY
     elif verdict is Verdict.PASS and all_calibrated:
         verdict = Verdict.CALIBRATED

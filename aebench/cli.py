@@ -1,19 +1,23 @@
 """The command line: parse, call one function, print. Everything heavy is imported inside a command."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from aebench.errors import AebenchError
+from aebench.errors import AebenchError, Stopped
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class _Shown(click.ClickException):
@@ -29,13 +33,24 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
+        before = [signal.signal(number, _stop) for number in STOP_SIGNALS]
         try:
             return super().invoke(ctx)
         except AebenchError as error:
             raise _Shown(error) from error
+        except Stopped as stopped:
+            _warn(f"Stopped by {signal.Signals(stopped.signum).name}")
+            ctx.exit(128 + stopped.signum)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+        finally:
+            for number, handler in zip(STOP_SIGNALS, before, strict=True):
+                signal.signal(number, handler)
+
+
+def _stop(signum: int, _: FrameType | None) -> None:
+    raise Stopped(signum)
 
 
 def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
@@ -141,13 +156,14 @@ def plot(what: tuple[str, ...], fill: str | None, out: Path | None, log_path: Pa
 @_what(required=False)
 @click.option("--against", type=click.Path(path_type=Path, file_okay=False), help="Compare with another log's runs.")
 @click.option("--fill", type=click.Choice(["history"]), help="Judge points that were not run by shipped logs.")
+@click.option("--points", is_flag=True, help="Also every point beside the paper's.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results for machines.")
 @_log_path("logs")
-def diff(what: tuple[str, ...], against: Path | None, fill: str | None, as_json: bool, log_path: Path) -> None:
+def diff(what: tuple[str, ...], fill: str | None, as_json: bool, log_path: Path, **shown: Any) -> None:
     """Measured claims beside the paper's; exit code 1 when one fails."""
     from aebench import commands
 
-    text, code = commands.diff(what, log_path, against, fill is not None, as_json)
+    text, code = commands.diff(what, log_path, fill=fill is not None, as_json=as_json, **shown)
     click.echo(text)
     sys.exit(code)
 

@@ -12,7 +12,8 @@ from aebench import report as reporting
 from aebench import workflow
 from aebench.catalog import Catalog
 from aebench.claims import exit_code
-from aebench.errors import UsageError
+from aebench.errors import Stopped, UsageError
+from aebench.logs import RunLog
 from aebench.runner import RunOutcome
 from aebench.workflow import Drawn, Planned, RunOptions
 
@@ -59,11 +60,15 @@ def run(names: Sequence[str], options: RunOptions, as_json: bool, say: Say, warn
         if not as_json:
             say(_plan_line(each, options))
         log, outcome = workflow.run(each, options)
-        drawn = [_finish(catalog, declared, log) for declared in each.declared] if outcome.num_done else []
+        try:
+            drawn = [_finish(catalog, declared, log) for declared in each.declared] if outcome.num_done else []
+        except Stopped as stopped:
+            warn(_how_to_draw(each, log, outcome, stopped.signum))
+            return 128 + stopped.signum
         everything += drawn
         for line in [] if as_json else [*_outcome_lines(outcome), *map(figure_text, drawn), f"log    {log.folder}"]:
             say(line)
-        if outcome.status != "success":
+        if outcome.status != "success" or outcome.signum:
             warn(_how_to_resume(outcome, options))
             code = 128 + outcome.signum if outcome.signum else 2
         if outcome.signum:
@@ -80,7 +85,9 @@ def plot(names: Sequence[str], log_path: Path, fill: bool, out: Path | None) -> 
     return "\n".join(f"{each.figure.figure_id}  {' '.join(map(str, workflow.draw(each, out)))}" for each in drawn)
 
 
-def diff(names: Sequence[str], log_path: Path, against: Path | None, fill: bool, as_json: bool) -> tuple[str, int]:
+def diff(
+    names: Sequence[str], log_path: Path, *, against: Path | None, fill: bool, points: bool, as_json: bool
+) -> tuple[str, int]:
     """The claim tables, and 1 when a claim fails."""
     _refuse_self_fill(log_path, fill)
     if against is not None and against.resolve() == log_path.resolve():
@@ -90,7 +97,10 @@ def diff(names: Sequence[str], log_path: Path, against: Path | None, fill: bool,
     code = exit_code([judgement for each in drawn for judgement in each.result.judgements])
     if as_json:
         return reporting.to_json([each.result for each in drawn]), code
-    blocks = [figure_text(each) for each in drawn]
+    blocks = [f"{figure_text(each)}\nlog    {each.log.folder}" for each in drawn]
+    if points:
+        predictions = [each.result.prediction for each in drawn]
+        blocks += [reporting.point_table(prediction) for prediction in predictions if prediction is not None]
     if against is not None:
         from aebench.comparison import compare
 
@@ -115,7 +125,7 @@ def figure_text(drawn: Drawn) -> str:
     """What a reviewer asks first: the finding, the error of prediction, the claims, the files."""
     result = drawn.result
     headline = reporting.headline(result.figure_id, result.judgements, result.backend, result.wall_seconds)
-    lines = ["", headline]
+    lines = ["", headline, *([changed] if (changed := workflow.changes(drawn.log)) else [])]
     if result.prediction is not None:
         lines += [part.strip() for part in result.prediction.text.split(";")]
     if result.judgements:
@@ -157,6 +167,14 @@ def _how_to_resume(outcome: RunOutcome, options: RunOptions) -> str:
     command = shlex.join(["aebench", *words, "--resume"])
     what = f"Stopped by {signal.Signals(outcome.signum).name}" if outcome.signum else "Some points failed"
     return f"{what}: {outcome.num_done} of {outcome.num_points} points are kept. To finish: {command}"
+
+
+def _how_to_draw(planned: Planned, log: RunLog, outcome: RunOutcome, signum: int) -> str:
+    names = " ".join(declared.figure_id for declared in planned.declared)
+    return (
+        f"Stopped by {signal.Signals(signum).name} while drawing: {outcome.num_done} of {outcome.num_points} points "
+        f"are kept. To draw: aebench plot {names} --log-path {shlex.quote(str(log.folder))}"
+    )
 
 
 def _refuse_self_fill(log_path: Path, fill: bool) -> None:

@@ -16,9 +16,11 @@ def compare(one: Drawn, other: Drawn) -> str:
         return f"{one.figure.figure_id}: the two logs have no point in common"
     both["change"] = both[metric] / both[f"{metric}_other"] - 1
     changed = both[both["change"].abs() > 0].sort_values("change", key=abs, ascending=False)
-    lines = [
-        f"{one.figure.figure_id}  {metric} against {other.log.folder}: {len(changed)} of {len(both)} points differ"
-    ]
+    alone = len(one.summary) - len(both)
+    found = f"{len(changed)} of {len(both)} points differ"
+    if alone:
+        found += f", {alone} have no counterpart there"
+    lines = [f"{one.figure.figure_id}  {metric} against {other.log.folder}: {found}"]
     for _, row in changed.head(SHOWN).iterrows():
         where = " ".join(f"{key}={row[key]}" for key in keys)
         lines.append(f"  {where}  {row[f'{metric}_other']:.4g} -> {row[metric]:.4g}  {signed_percent(row['change'])}")

@@ -4,8 +4,7 @@
     ├── SpecError           a file (TOML, CSV, .claim) says something it may not: file, key, expectation
     ├── NotFoundError       a name that nothing answers to, with near misses
     ├── LogError            a log that cannot be read or written
-    ├── UsageError          flags that contradict each other
-    └── PointsFailed        some points ended in error; the others are kept
+    └── UsageError          flags that contradict each other
 
 Exit codes: 0 ok, 1 a claim failed, 2 usage or environment, 130/143 stopped by SIGINT/SIGTERM.
 """
@@ -45,8 +44,12 @@ class UsageError(AebenchError):
     """Flags that contradict each other."""
 
 
-class PointsFailed(AebenchError):
-    """Some points ended in error; the finished ones are kept in the log."""
+class Stopped(BaseException):
+    """A signal to stop, between the runs that take it themselves; what was stopped says what is kept."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.signum = signum
 
 
 def near_misses(name: str, known: Iterable[str]) -> str:

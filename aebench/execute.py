@@ -8,6 +8,7 @@ from typing import Any
 
 from aebench.point import Point
 from serving.core.cluster import Deployment
+from serving.core.ports import System
 from serving.core.request import Request
 from serving.cost.models import MODELS
 from serving.cost.startup import StartupCosts
@@ -31,7 +32,7 @@ def setup(spec: Spec, seed: int) -> Setup:
     """The system on its testbed."""
     system = configured(spec["system"], spec["policy"])
     return Setup(
-        testbed=testbed(spec, system.exclusive_gpus),
+        testbed=testbed(spec, lends_whole_gpus(spec["isolation"], system)),
         system=system,
         deployments=tuple(
             Deployment(
@@ -44,6 +45,11 @@ def setup(spec: Spec, seed: int) -> Setup:
         ),
         seed=seed,
     )
+
+
+def lends_whole_gpus(isolation: str, system: System) -> bool:
+    """Whether a testbed with this ``isolation`` lends whole GPUs to the system."""
+    return system.exclusive_gpus if isolation == "follows_system" else isolation == "exclusive"
 
 
 def testbed(spec: Spec, exclusive: bool) -> Testbed:

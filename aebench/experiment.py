@@ -18,6 +18,7 @@ from aebench.toml_files import ExperimentFile, ServerTable, TestbedsFile, check,
 from serving.cost.gpus import GPUS
 from serving.cost.models import MODELS
 from serving.policies import SYSTEMS, configured
+from serving.testbed import isolation
 from serving.units import GB, GiB
 from serving.workload.traces import TraceError, read_trace
 
@@ -53,12 +54,13 @@ class Experiment:
         file = check(ExperimentFile, tables, source)
         testbeds_path = path.parent / "testbeds.toml"
         testbeds = calibration.apply(read_toml(testbeds_path))
+        with_calibration = f" with {calibration.path.name}" if calibration.file else ""
         experiment = cls(
             experiment_id=f"{path.parent.name}/{path.stem}",
             path=path,
             tables=tables,
             file=file,
-            testbeds=check(TestbedsFile, testbeds, f"{testbeds_path} with calibration.toml"),
+            testbeds=check(TestbedsFile, testbeds, f"{testbeds_path}{with_calibration}"),
             testbeds_path=testbeds_path,
             source=source,
             settings=tuple(settings),
@@ -102,9 +104,8 @@ class Experiment:
                 tables[key] = value
             elif overrides is None:
                 close = near_misses(str(value), self.file.when.get(key, {}))
-                raise SpecError(
-                    self.source, f"grid.{key}", f"{value!r} means nothing: add [when.{key}.{value}].{close}"
-                )
+                message = f"{value!r} means nothing: add [when.{key}.{value}].{close}"
+                raise SpecError(self.source, f"grid.{key}", message)
         file = check(ExperimentFile, {**tables, "grid": {}}, self.source)
         self._check_point(file)
         return self._spec(file)
@@ -119,6 +120,7 @@ class Experiment:
         arrivals = spec["workload"]["arrivals"]
         if arrivals is not None and arrivals["kind"] == "trace":
             arrivals["sha256"] = self._trace_digest(arrivals["file"])
+        spec["isolation"] = bed.isolation
         spec["stores"] = bed.stores
         spec["store_nic_gbps"] = bed.store_nic_gbps
         return spec
@@ -128,9 +130,8 @@ class Experiment:
         try:
             return hashlib.sha256(Path(file).read_bytes()).hexdigest()
         except OSError as error:
-            raise SpecError(
-                self.source, "workload.arrivals.file", f"{file}: cannot be read ({error.strerror})"
-            ) from error
+            message = f"{file}: cannot be read ({error.strerror})"
+            raise SpecError(self.source, "workload.arrivals.file", message) from error
 
     def _excluded(self, cell: Mapping[str, GridValue]) -> bool:
         return any(
@@ -166,8 +167,7 @@ class Experiment:
                     raise SpecError(self.testbeds_path, f"testbed.{name}.servers", f"no [server.{server}]")
         for name, server_table in self.testbeds.server.items():
             if server_table.gpu not in GPUS:
-                known = ", ".join(GPUS)
-                message = f"unknown GPU {server_table.gpu!r}. Known: {known}"
+                message = f"unknown GPU {server_table.gpu!r}. Known: {', '.join(GPUS)}"
                 raise SpecError(self.testbeds_path, f"server.{name}.gpu", message)
 
     def _check_name(self, where: str, what: str, name: Any, known: Any) -> None:
@@ -187,6 +187,7 @@ class Experiment:
             self._check_name("model", "model", file.model, file.deployments)
         elif file.workload.kind == "cold_requests":
             raise SpecError(self.source, "model", "missing: cold_requests needs a model, or a grid axis of models")
+        self._check_isolation(file)
         self._check_machines(file)
         self._check_policy(file)
         self._check_open_loop(file)
@@ -199,6 +200,16 @@ class Experiment:
         """The kinds of servers that take part."""
         kinds = {name: self.testbeds.server[name] for name in self.testbeds.testbed[file.testbed].servers}
         return {name: table for name, table in kinds.items() if file.gpu in (None, table.gpu)}
+
+    def _check_isolation(self, file: ExperimentFile) -> None:
+        """The testbed lends GPUs in the way that the system needs."""
+        lent = self.testbeds.testbed[file.testbed].isolation
+        needed = isolation(SYSTEMS[str(file.system)].exclusive_gpus)
+        if lent not in (needed, "follows_system"):
+            message = f"{file.system} needs {needed} GPUs, {file.testbed} has isolation = {lent!r}"
+            raise SpecError(
+                self.source, "testbed", f"{message} in testbeds.toml. Expected {needed!r} or 'follows_system'"
+            )
 
     def _check_machines(self, file: ExperimentFile) -> None:
         """Some server takes part, and the cache fits into the host memory of each that does."""
@@ -282,17 +293,7 @@ class Experiment:
 _FIELDS_OF_A_POINT = ("system", "model", "gpu")
 """Fields of an experiment that a grid axis of the same name sets."""
 
-_SPEC_FIELDS = (
-    "system",
-    "model",
-    "gpu",
-    "max_servers",
-    "cache_gib",
-    "workload",
-    "measure",
-    "policy",
-    "deployments",
-)
+_SPEC_FIELDS = ("system", "model", "gpu", "max_servers", "cache_gib", "workload", "measure", "policy", "deployments")
 
 
 def _known_values(key: str, file: ExperimentFile) -> Any:

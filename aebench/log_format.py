@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Self
 
 from aebench.errors import LogError
 from aebench.point import GridValue, Point
-from serving.records import RECORD_TYPES, Record, RequestRecord
+from serving.records import RECORD_TYPES, Record
 
 Row = dict[str, Any]
 
@@ -35,6 +35,18 @@ _METADATA_KEY = b"aebench"
 _FIELDS: dict[type[Record], tuple[str, ...]] = {
     record_type: tuple(field.name for field in dataclasses.fields(record_type)) for record_type in RECORD_TYPES.values()
 }
+_REQUIRED: dict[type[Record], tuple[str, ...]] = {
+    record_type: tuple(field.name for field in dataclasses.fields(record_type) if field.default is dataclasses.MISSING)
+    for record_type in RECORD_TYPES.values()
+}
+"""Fields without a default. One with a default may be absent: it was appended after some logs were written."""
+_TUPLES: dict[type[Record], tuple[str, ...]] = {
+    record_type: tuple(
+        name for name, hint in typing.get_type_hints(record_type).items() if typing.get_origin(hint) is tuple
+    )
+    for record_type in RECORD_TYPES.values()
+}
+"""Fields that come back as lists."""
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -103,13 +115,14 @@ def decode(row: Row, where: str) -> Record:
     if record_type is None:
         raise LogError(f"{where}: unknown kind {row.get('kind')!r}. Known: {', '.join(RECORD_TYPES)}")
     names = _FIELDS[record_type]
-    absent = [name for name in names if name not in row]
+    absent = [name for name in _REQUIRED[record_type] if name not in row]
     unknown = [name for name, value in row.items() if name not in ("kind", *names) and value is not None]
     if absent or unknown:
         raise LogError(f"{where}: a {record_type.kind} record lacks {absent} and has unknown {unknown}")
-    values = {name: row[name] for name in names}
-    if record_type is RequestRecord:
-        values["token_gaps"] = tuple(values["token_gaps"])
+    values = {name: row[name] for name in names if name in row}
+    for name in _TUPLES[record_type]:
+        if name in values:
+            values[name] = tuple(values[name])
     return record_type(**values)
 
 

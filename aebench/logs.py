@@ -15,7 +15,7 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,7 +58,7 @@ class RunLog:
         parent = log_root / manifest.experiment
         unnamed = parent / f".new-{os.getpid()}-{time.monotonic_ns()}"
         try:
-            log_root.mkdir(exist_ok=True)
+            log_root.mkdir(parents=True, exist_ok=True)
             (unnamed / "points").mkdir(parents=True)
             (unnamed / "run.json").write_bytes(manifest.encode())
             return cls(_give_name(unnamed, stamp), manifest)
@@ -215,19 +215,3 @@ def find_runs(log_root: Path, experiment: str) -> list[Path]:
 def _age(folder: Path) -> tuple[str, int, str]:
     """Sorts by time stamp, then by number within the second (``-10`` behind ``-9``)."""
     return folder.name.partition("-")[0], len(folder.name), folder.name
-
-
-def latest(
-    log_root: Path,
-    experiment: str,
-    *,
-    backend: str | None = None,
-    statuses: Collection[str] | None = None,
-) -> RunLog | None:
-    """The newest run of an experiment with this backend and one of these statuses; None: there is none."""
-    for folder in find_runs(log_root, experiment):
-        log = RunLog.open(folder)
-        fits = backend in (None, log.manifest.backend)
-        if fits and (statuses is None or log.manifest.status in statuses):
-            return log
-    return None

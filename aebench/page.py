@@ -1,6 +1,7 @@
 """Page: gathers what the HTML report shows: figures, provenance, parameters with their sources."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -86,10 +87,37 @@ def _parameters(catalog: Catalog, drawn: Sequence[Drawn]) -> Iterator[Parameter]
     seen: set[tuple[str, str]] = set()
     for each in drawn:
         experiment = _experiment(catalog, each)
-        for parameter in (*_testbed(catalog, experiment), *_policies(experiment), *_engine(experiment)):
+        areas = (_declared(experiment), _testbed(catalog, experiment), _policies(experiment), _engine(experiment))
+        for parameter in chain.from_iterable(areas):
             if (parameter.area, parameter.name) not in seen:
                 seen.add((parameter.area, parameter.name))
                 yield parameter
+
+
+def _declared(experiment: Experiment) -> Iterator[Parameter]:
+    """Workload, deployments and what differs for some values of the grid, as the experiment's file has them."""
+    file = experiment.file
+    tables: dict[str, Any] = {"workload": file.workload.model_dump(exclude_unset=True), "when": file.when}
+    tables |= {"cache_gib": file.cache_gib} if file.cache_gib else {}
+    tables |= {"deployments": {model: table.model_dump() for model, table in file.deployments.items()}}
+    for name, value in _flat(tables):
+        sources = [source for key, source in file.sources.items() if name == key or name.startswith(f"{key}.")]
+        yield Parameter(
+            area=f"experiment {experiment.experiment_id}",
+            name=name,
+            value=_text(value),
+            unit=_unit(name) or ("s" if name.endswith(("_slo", "gap", "phase")) else ""),
+            source=sources[-1] if sources else f"experiments/{experiment.experiment_id}.toml",
+        )
+
+
+def _flat(tables: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and the scalars that they hold."""
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _testbed(catalog: Catalog, experiment: Experiment) -> Iterator[Parameter]:
@@ -191,7 +219,7 @@ def _text(value: Any) -> str:
 
 
 def _unit(key: str) -> str:
-    for suffix, unit in (("_gb_s", "GB/s"), ("_gbps", "Gbps"), ("_gb", "GB")):
+    for suffix, unit in (("_gb_s", "GB/s"), ("_gbps", "Gbps"), ("_gb", "GB"), ("_gib", "GiB"), ("_tokens", "tokens")):
         if key.endswith(suffix):
             return unit
     return ""

@@ -105,16 +105,13 @@ def verdict_counts(judgements: Sequence[Judgement]) -> dict[Verdict, int]:
 
 
 def finding(judgements: Sequence[Judgement]) -> str:
-    """``9 of 11 claims pass, 1 shape, 1 absent``; calibrated claims are no finding and are counted apart."""
+    """``9 of 11 claims pass, 1 shape, 1 absent``; every claim counts once, whatever became of it."""
+    if not judgements:
+        return "no claims"
     counts = verdict_counts(judgements)
-    calibrated = counts.pop(Verdict.CALIBRATED, 0)
-    total, passed = sum(counts.values()), counts.pop(Verdict.PASS, 0)
-    apart = f"{calibrated} calibrated" if calibrated else ""
-    if not total:
-        return apart or "no claims"
+    passed = counts.pop(Verdict.PASS, 0)
     others = [f"{count} {verdict}" for verdict, count in counts.items()]
-    judged = ", ".join([f"{passed} of {total} claims pass", *others])
-    return f"{judged}; {apart}" if apart else judged
+    return ", ".join([f"{passed} of {len(judgements)} claims pass", *others])
 
 
 def headline(figure_id: str, judgements: Sequence[Judgement], backend: str, wall_seconds: float) -> str:

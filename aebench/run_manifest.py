@@ -46,6 +46,14 @@ class RunManifest:
     num_points: int = 0
     errors: dict[str, str] = field(default_factory=dict)
     """Point name -> what happened, for the points that ended in error."""
+    scale: str = "paper"
+    settings: tuple[str, ...] = ()
+    """What ``--set`` changed, as it was typed."""
+
+    @property
+    def as_declared(self) -> bool:
+        """Whether the experiment ran as its file declares it."""
+        return self.scale == "paper" and not self.settings
 
     @classmethod
     def parse(cls, content: bytes, path: Path) -> Self:

@@ -98,6 +98,8 @@ class ExperimentFile(Strict):
     when: dict[str, dict[str, dict[str, Any]]] = {}
     """``[when.KEY.VALUE]`` is merged over the experiment for points with KEY = VALUE."""
     scale: dict[Literal["smoke"], dict[str, Any]] = {}
+    sources: dict[str, str] = {}
+    """Where numbers of this file come from, by key or table."""
 
 
 class Startup(Strict):
@@ -134,6 +136,8 @@ class TestbedTable(Strict):
     servers: dict[str, Annotated[int, Field(ge=1)]]
     stores: int = Field(ge=1)
     store_nic_gbps: float = Field(gt=0)
+    isolation: Literal["shared", "exclusive", "follows_system"] = "follows_system"
+    """How GPUs are lent: in slices, whole, or as each system needs them."""
     source: str
 
 

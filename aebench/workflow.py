@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from aebench import claims as claiming
 from aebench.catalog import Catalog, Declared
+from aebench.claim_syntax import key_text
+from aebench.coverage import covered
 from aebench.errors import LogError, SpecError, UsageError, near_misses
 from aebench.experiment import Experiment
 from aebench.figure import Figure, IsCalibrated
 from aebench.hosts.local import LocalHost
-from aebench.logs import RunLog, latest
+from aebench.logs import RunLog, find_runs
 from aebench.point import Point
 from aebench.report import FigureResult, prediction_error
 from aebench.run_manifest import RunManifest
@@ -125,6 +127,8 @@ def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
         figures=tuple(declared.figure_id for declared in planned.declared),
         argv=options.argv,
         num_points=len(planned.points),
+        scale=options.scale,
+        settings=options.settings,
     )
     log = (_resumed(planned, options) if options.resume else None) or RunLog.create(options.log_path, manifest)
     outcome = run_experiment(planned.points, log, LocalHost(options.jobs), options.progress)
@@ -149,6 +153,8 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
         calibrated=calibrated,
         path=declared.path.with_suffix(".claim"),
     )
+    have = [dict(zip(experiment.grid_keys, row, strict=True)) for row in _cells(summary, experiment.grid_keys)]
+    judgements = [covered(judgement, figure.grid, have) for judgement in judgements]
     result = FigureResult(
         figure_id=declared.figure_id,
         backend=log.manifest.backend,
@@ -181,14 +187,16 @@ def draw(drawn: Drawn, out: Path | None = None) -> tuple[Path, ...]:
 
 
 def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = False) -> list[Drawn]:
-    """Figures judged against the newest runs under a log root; without names, all that have a run there."""
+    """Figures judged against runs under a log root; without names, all that have a run there."""
     if not log_path.is_dir():
         raise LogError(f"{log_path}: no such folder. Give --log-path the folder that runs were written to")
     found = []
     for declared in catalog.resolve(names or ["all"]):
-        log = latest(log_path, declared.experiment_id)
+        log = chosen(log_path, declared.experiment_id)
         if log is not None:
-            shipped = latest(catalog.root / HISTORY, declared.experiment_id) if fill else None
+            shipped = chosen(catalog.root / HISTORY, declared.experiment_id) if fill else None
+            if shipped is not None:
+                _refuse_mixing(log, shipped)
             found.append(judge(catalog, declared, log, shipped))
         elif names:
             raise LogError(
@@ -200,6 +208,17 @@ def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = 
     return found
 
 
+def chosen(log_path: Path, experiment_id: str) -> RunLog | None:
+    """The run to look at: the one in this very folder, or below it the newest with results, preferably one that ran
+    the experiment as declared."""
+    if (log_path / "run.json").is_file():
+        log = RunLog.open(log_path)
+        return log if log.manifest.experiment == experiment_id else None
+    logs = [RunLog.open(folder) for folder in find_runs(log_path, experiment_id)]
+    logs = [log for log in logs if (log.folder / "summary.csv").exists()] or logs
+    return next((log for log in logs if log.manifest.as_declared), logs[0] if logs else None)
+
+
 def refuse_resuming_nothing(planned: Sequence[Planned], options: RunOptions) -> None:
     """``--resume`` finishes what is there and begins the rest, but something has to be there."""
     if options.resume and not any(_resumed(each, options) for each in planned):
@@ -209,8 +228,6 @@ def refuse_resuming_nothing(planned: Sequence[Planned], options: RunOptions) -> 
 
 def _resumed(planned: Planned, options: RunOptions) -> RunLog | None:
     """The newest run of the same experiment with the same spec, seeds and backend."""
-    from aebench.logs import find_runs
-
     wanted = (planned.spec, tuple(range(options.num_runs)), options.backend)
     for folder in find_runs(options.log_path, planned.experiment.experiment_id):
         log = RunLog.open(folder)
@@ -230,9 +247,27 @@ def _filled(summary: "pd.DataFrame", shipped: "pd.DataFrame", grid_keys: Sequenc
     """The summary with the shipped rows of cells that it lacks, marked ``history``."""
     import pandas as pd
 
-    have = {tuple(map(str, row)) for row in summary[list(grid_keys)].itertuples(index=False)}
-    lacks = [tuple(map(str, row)) not in have for row in shipped[list(grid_keys)].itertuples(index=False)]
+    have = set(_cells(summary, grid_keys))
+    lacks = [cell not in have for cell in _cells(shipped, grid_keys)]
     return pd.concat([summary.assign(history=False), shipped[lacks].assign(history=True)], ignore_index=True)
+
+
+def _refuse_mixing(log: RunLog, shipped: RunLog) -> None:
+    """Shipped points may fill holes of a run that differs from theirs in its grid only."""
+    one, other = log.manifest, shipped.manifest
+    keys = sorted({*one.spec, *other.spec} - {"grid", "scale"})
+    differing = [key for key in keys if one.spec.get(key) != other.spec.get(key)]
+    differing += ["backend"] if one.backend != other.backend else []
+    if differing:
+        raise UsageError(
+            f"--fill history: {log.folder} differs from {shipped.folder} in {', '.join(differing)}, so its holes "
+            "cannot be filled from there. Leave out --fill"
+        )
+
+
+def _cells(summary: "pd.DataFrame", grid_keys: Sequence[str]) -> list[tuple[str, ...]]:
+    """The grid values of each row, as text."""
+    return [tuple(map(key_text, row)) for row in summary[list(grid_keys)].itertuples(index=False)]
 
 
 def _check_columns(log: RunLog, summary: "pd.DataFrame", figure: Figure) -> None:
@@ -251,4 +286,12 @@ def _caption(declared: Declared, log: RunLog) -> str:
 
     policy = log.manifest.spec.get("policy", {})
     run_text = describe_run(backend=log.manifest.backend, seeds=log.manifest.seeds, variant=policy.get("variant"))
-    return f"{declared.file.caption} {run_text}".strip()
+    return f"{declared.file.caption} {run_text} {changes(log)}".strip()
+
+
+def changes(log: RunLog) -> str:
+    """What makes the run differ from the experiment as declared; nothing when it does not."""
+    manifest = log.manifest
+    scale = [] if manifest.scale == "paper" else [f"--scale {manifest.scale}"]
+    words = [*scale, *(f"--set {setting}" for setting in manifest.settings)]
+    return f"Not as declared: {' '.join(words)}." if words else ""

@@ -10,7 +10,7 @@ parameters and least squares may stop at such kinks.
 
 import argparse
 import csv
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -96,7 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5, help="simulations per calibration point")
     parser.add_argument("--gpu", choices=("a10", "v100"), action="append", help="only this GPU's server")
-    parser.add_argument("--starts", type=int, default=4, help="starts of the search")
+    parser.add_argument("--starts", type=int, default=4, help="starts of the search; 0 only evaluates")
     arguments = parser.parse_args()
     calibration = Calibration.read(ROOT / "experiments" / "hydraserve" / "calibration.toml")
     assert calibration.file is not None
@@ -109,28 +109,35 @@ def main() -> None:
         def errors(values: Any, names: list[str] = names, mine: Any = mine) -> Any:
             return np.array([simulated(points, names, values) / paper - 1 for _, points, paper in mine])
 
-        present = np.array([parameter.value for parameter in parameters])
-        upper = np.array([LINE_RATE if name.endswith(".fetch_gb_s") else np.inf for name in names])
-        scatter = np.random.default_rng(0).lognormal(0.0, 0.3, (arguments.starts, len(names)))
-        scatter[0] = 1.0
-        fits = [
-            least_squares(
-                errors,
-                np.minimum(present * factor, 0.99 * upper),
-                bounds=(0.0, upper),
-                x_scale=present,
-                diff_step=0.03,
-                max_nfev=20,
-            )
-            for factor in scatter
-        ]
-        fit = min(fits, key=lambda found: float(found.cost))
-        print(f"{gpu}: cost per start", " ".join(f"{found.cost:.5f}" for found in fits))
-        for name, value in zip(names, fit.x, strict=True):
+        values = np.array([parameter.value for parameter in parameters])
+        if arguments.starts:
+            values = np.round(fitted(errors, values, names, arguments.starts), 3)
+        for name, value in zip(names, values, strict=True):
             print(f"{name} = {value:.3f}")
+        left = errors(values)
         for group in dict.fromkeys(name for name, _, _ in mine):
-            left = [abs(e) for e, (name, _, _) in zip(fit.fun, mine, strict=True) if name == group]
-            print(f"residual {group} = {fmean(left):.4f}   worst {max(left):.4f}   n {len(left)}")
+            own = [abs(error) for error, (name, _, _) in zip(left, mine, strict=True) if name == group]
+            print(f"residual {group} = {fmean(own):.4f}   worst {max(own):.4f}   n {len(own)}")
+
+
+def fitted(errors: Callable[[Any], Any], present: Any, names: list[str], num_starts: int) -> Any:
+    """The values that leave the least sum of squared errors, over all starts."""
+    upper = np.array([LINE_RATE if name.endswith(".fetch_gb_s") else np.inf for name in names])
+    scatter = np.random.default_rng(0).lognormal(0.0, 0.3, (num_starts, len(names)))
+    scatter[0] = 1.0
+    fits = [
+        least_squares(
+            errors,
+            np.minimum(present * factor, 0.99 * upper),
+            bounds=(0.0, upper),
+            x_scale=present,
+            diff_step=0.03,
+            max_nfev=20,
+        )
+        for factor in scatter
+    ]
+    print("cost per start", " ".join(f"{found.cost:.5f}" for found in fits))
+    return min(fits, key=lambda found: float(found.cost)).x
 
 
 if __name__ == "__main__":

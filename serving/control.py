@@ -12,18 +12,15 @@ from serving.core.instance import Instance, Phase, Worker
 from serving.core.kv import BlockPool
 from serving.core.ports import Backend, Controller, Scheduler
 from serving.core.request import Request, Sequence
-from serving.cost.memory import BLOCK_SIZE
+from serving.cost.memory import BLOCK_SIZE, POD_OVERHEAD
 from serving.cost.models import MODELS
 from serving.mechanisms.coldstart import ColdStart
-from serving.records import DecisionRecord, Record
-from serving.units import GB, Bytes, Seconds
-
-POD_OVERHEAD: Bytes = 4 * GB
-"""Host memory of a worker process beyond its GPU slice. Source: HydraServe artifact (pod_host_memory_gb)."""
+from serving.records import DecisionRecord, Record, StageRecord
+from serving.units import GB, Seconds
 
 
 class NoProgress(RuntimeError):
-    """Requests are unanswered and nothing that could answer them is under way."""
+    """Requests are unanswered, and nothing that happens brings them nearer to an answer."""
 
 
 @dataclass(slots=True, eq=False)
@@ -36,7 +33,8 @@ class Control:
     backend: Backend
     record: Callable[[Record], None]
     patience: Seconds = 3600.0
-    """A run in which no request moves for so long, though some are unanswered, is ended."""
+    """A run without progress for so long, though requests are unanswered, is ended. Progress: a request arrives, gains
+    a token or leaves; a stage of a cold start ends; an instance becomes ready."""
     num_launched: int = 0
     draining: bool = False
     """The workload has sent its last request."""
@@ -48,7 +46,7 @@ class Control:
         self.backend.clock.call_later(self.controller.interval, self._tick)
 
     def arrive(self, request: Request) -> Signal:
-        """A request comes in; the signal fires with its Sequence when it has its last token."""
+        """A request comes in; the signal fires with its Sequence when it has its last token, or is refused."""
         if request.model not in self.cluster.deployments:
             raise ValueError(f"request {request.request_id} asks for {request.model!r}, which is not deployed")
         sequence = Sequence(request, self.backend.clock.now)
@@ -86,25 +84,53 @@ class Control:
         for action in actions:
             match action:
                 case Dispatch():
-                    detail = self._dispatch(action)
+                    decision = self._dispatch(hook, action)
                 case Launch():
-                    detail = self._launch(action)
+                    decision = self._launch(hook, action)
                 case Retire():
-                    detail = self._retire(action)
-            self.record(
-                DecisionRecord(
-                    at=self.backend.clock.now, hook=hook, action=type(action).__name__.lower(), detail=detail
-                )
-            )
+                    decision = self._retire(hook, action)
+            self.record(decision)
 
-    def _dispatch(self, action: Dispatch) -> str:
-        sequence = action.sequence
+    def _dispatch(self, hook: str, action: Dispatch) -> DecisionRecord:
+        sequence, instance = action.sequence, action.instance
         self.cluster.held[sequence.request.model].remove(sequence)
-        sequence.dispatched_at = self.backend.clock.now
-        action.instance.add(sequence)
-        return f"request {sequence.request.request_id} to instance {action.instance.instance_id}"
+        reason = _reason_to_refuse(sequence, instance)
+        if reason is None:
+            sequence.dispatched_at = self.backend.clock.now
+            instance.add(sequence)
+        else:
+            self._progress_at = self.backend.clock.now
+            self.record(sequence.record())
+            self._unfinished.pop(sequence).fire(sequence)
+        return DecisionRecord(
+            at=self.backend.clock.now,
+            hook=hook,
+            action="dispatch" if reason is None else "refuse",
+            detail=reason or f"request {sequence.request.request_id} to instance {instance.instance_id}",
+            request_id=sequence.request.request_id,
+            instance=instance.instance_id,
+            model=instance.model,
+        )
 
-    def _launch(self, action: Launch) -> str:
+    def _launch(self, hook: str, action: Launch) -> DecisionRecord:
+        instance = self._new_instance(action)
+        self.cluster.instances.append(instance)
+        self._cold_start(instance, action).done.wait(lambda value: self._ready(instance, value))
+        where = ", ".join(f"{w.gpu.name} {w.memory / GB:.0f} GB" for w in instance.workers)
+        return DecisionRecord(
+            at=self.backend.clock.now,
+            hook=hook,
+            action="launch",
+            detail=f"instance {instance.instance_id} of {action.model} on {where}",
+            instance=instance.instance_id,
+            model=instance.model,
+            servers=tuple(worker.server.name for worker in instance.workers),
+            memory=tuple(worker.memory for worker in instance.workers),
+            from_cache=all(worker.from_cache for worker in instance.workers),
+        )
+
+    def _new_instance(self, action: Launch) -> Instance:
+        """The launch's instance, its memory claimed."""
         workers = self._workers(action)
         for worker in workers:
             worker.gpu.memory.claim(worker, worker.memory)
@@ -121,20 +147,21 @@ class Control:
             on_finish=self._finish,
         )
         self.num_launched += 1
-        self.cluster.instances.append(instance)
-        self._cold_start(instance, action).done.wait(lambda value: self._ready(instance, value))
-        where = ", ".join(f"{w.gpu.name} {w.memory / GB:.0f} GB" for w in workers)
-        return f"instance {instance.instance_id} of {action.model} on {where}"
+        return instance
 
     def _cold_start(self, instance: Instance, action: Launch) -> Flow:
         start = ColdStart(
             instance=instance,
             graph=action.graph,
             backend=self.backend,
-            record=self.record,
+            record=self._stage_ended,
             keep_in_host_memory=action.keep_in_host_memory,
         )
         return spawn(self.backend.clock, start.run())
+
+    def _stage_ended(self, stage: StageRecord) -> None:
+        self._progress_at = self.backend.clock.now
+        self.record(stage)
 
     def _workers(self, action: Launch) -> tuple[Worker, ...]:
         model = MODELS[action.model]
@@ -153,7 +180,7 @@ class Control:
             )
         )
 
-    def _retire(self, action: Retire) -> str:
+    def _retire(self, hook: str, action: Retire) -> DecisionRecord:
         instance = action.instance
         if instance.phase is not Phase.READY or instance.num_sequences:
             raise RuntimeError(
@@ -165,17 +192,49 @@ class Control:
             worker.server.host_memory.release(worker)
         instance.phase = Phase.RETIRED
         self.cluster.instances.remove(instance)
-        return f"instance {instance.instance_id} of {instance.model}"
+        return DecisionRecord(
+            at=self.backend.clock.now,
+            hook=hook,
+            action="retire",
+            detail=f"instance {instance.instance_id} of {instance.model}",
+            instance=instance.instance_id,
+            model=instance.model,
+            servers=tuple(worker.server.name for worker in instance.workers),
+            memory=tuple(worker.memory for worker in instance.workers),
+        )
 
     def _check_progress(self) -> None:
+        """Tokens are looked at only when nothing else was progress for too long: each tells when it came."""
         now = self.backend.clock.now
-        if any(instance.phase is Phase.STARTING or instance.num_sequences for instance in self.cluster.instances):
-            self._progress_at = now
-        if self._unfinished and now - self._progress_at > self.patience:
-            held = ", ".join(f"{len(queue)} of {model}" for model, queue in self.cluster.held.items() if queue)
-            free = ", ".join(
-                f"{gpu.name} {gpu.memory.free / GB:.0f} GB" for s in self.cluster.servers for gpu in s.gpus
-            )
+        if not self._unfinished or now - self._progress_at <= self.patience:
+            return
+        last_tokens = (sequence.token_times[-1] for sequence in self._unfinished if sequence.token_times)
+        self._progress_at = max(self._progress_at, max(last_tokens, default=0.0))
+        if now - self._progress_at > self.patience:
             raise NoProgress(
-                f"no request moved between t={self._progress_at:.1f} and t={now:.1f} s: held {held}; free {free}"
+                f"no request moved between t={self._progress_at:.1f} and t={now:.1f} s: {_standstill(self.cluster)}"
             )
+
+
+def _reason_to_refuse(sequence: Sequence, instance: Instance) -> str | None:
+    """Why the instance can never hold the sequence to its end; None: it can, or is not ready and says so itself."""
+    if instance.pool is None:
+        return None
+    room = instance.pool.num_blocks * instance.pool.block_size
+    if sequence.final_tokens <= room:
+        return None
+    return (
+        f"request {sequence.request.request_id} of {sequence.final_tokens} prompt and output tokens, "
+        f"instance {instance.instance_id} has KV memory for {room}"
+    )
+
+
+def _standstill(cluster: Cluster) -> str:
+    """What is held, what memory is free, and what each instance has."""
+    held = ", ".join(f"{len(queue)} of {model}" for model, queue in cluster.held.items() if queue)
+    free = ", ".join(f"{gpu.name} {gpu.memory.free / GB:.0f} GB" for s in cluster.servers for gpu in s.gpus)
+    instances = ", ".join(
+        f"{i.instance_id} of {i.model} {i.phase.value} with {len(i.waiting)} waiting and {len(i.running)} running"
+        for i in cluster.instances
+    )
+    return f"held {held or 'none'}; free {free}; instances {instances or 'none'}"

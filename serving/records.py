@@ -56,14 +56,26 @@ class StageRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecisionRecord:
-    """One Action a Controller returned, in the order it was carried out."""
+    """One Action a Controller returned, in the order it was carried out. Logs from before a field existed lack it,
+    hence the defaults."""
 
     kind: ClassVar[str] = "decision"
 
     at: Seconds
     hook: str
     action: str
+    """``launch``, ``dispatch``, ``retire``; ``refuse`` is a dispatch of what the instance can never hold."""
     detail: str
+    """The action in words, or the reason of a refusal."""
+    request_id: int | None = None
+    instance: int | None = None
+    model: str | None = None
+    servers: tuple[str, ...] = ()
+    """Of a launch or a retirement: one per worker, in order of rank."""
+    memory: tuple[Bytes, ...] = ()
+    """Of a launch or a retirement: GPU memory claimed or given back, one per worker."""
+    from_cache: bool | None = None
+    """Of a launch: whether no worker was meant to fetch its weights."""
 
 
 Record = RequestRecord | StageRecord | DecisionRecord

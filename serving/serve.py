@@ -11,7 +11,7 @@ from serving.records import Record
 from serving.sim.executor import SimExecutor
 from serving.sim.provisioner import SimProvisioner
 from serving.sim.transport import SimTransport
-from serving.testbed import Testbed, build_inventory
+from serving.testbed import Testbed, build_inventory, isolation
 from serving.workload.clients import Client
 
 
@@ -44,10 +44,9 @@ def simulated_backend(testbed: Testbed, seed: int) -> tuple[SimClock, Backend]:
 def build_control(setup: Setup, backend: Backend, record: Callable[[Record], None]) -> Control:
     """The control plane over an idle cluster."""
     if setup.testbed.exclusive != setup.system.exclusive_gpus:
-        modes = {True: "exclusive", False: "shared"}
         raise IsolationMismatch(
-            f"{setup.system.name} needs {modes[setup.system.exclusive_gpus]} GPUs, the testbed's are "
-            f"{modes[setup.testbed.exclusive]}"
+            f"{setup.system.name} needs {isolation(setup.system.exclusive_gpus)} GPUs, the testbed's are "
+            f"{isolation(setup.testbed.exclusive)}"
         )
     cluster = Cluster(
         clock=backend.clock,
@@ -64,7 +63,8 @@ def build_control(setup: Setup, backend: Backend, record: Callable[[Record], Non
 
 
 def serve(setup: Setup, client: Client, record: Callable[[Record], None]) -> Control:
-    """Run one client against one system until every request is answered; returns the control plane as it ended."""
+    """Run one client against one system until every request is answered or refused; returns the control plane as it
+    ended. Requests without an answer are recorded even when the run ends by an exception."""
     clock, backend = simulated_backend(setup.testbed, setup.seed)
     control = build_control(setup, backend, record)
 
@@ -74,6 +74,8 @@ def serve(setup: Setup, client: Client, record: Callable[[Record], None]) -> Con
 
     control.start()
     spawn(clock, whole_run())
-    clock.run()
-    control.close()
+    try:
+        clock.run()
+    finally:
+        control.close()
     return control

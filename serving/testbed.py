@@ -37,11 +37,17 @@ class Testbed:
     num_stores: int
     store_nic_rate: BytesPerSecond
     exclusive: bool
+    """Whether GPUs are lent whole; see ``isolation``."""
 
     @property
     def startup(self) -> dict[str, StartupCosts]:
         """Start-up costs by server kind."""
         return {kind.name: kind.startup for kind, _ in self.servers}
+
+
+def isolation(exclusive: bool) -> str:
+    """What lending whole GPUs, or slices of them, is called."""
+    return "exclusive" if exclusive else "shared"
 
 
 def build_inventory(testbed: Testbed) -> Inventory:

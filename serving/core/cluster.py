@@ -48,6 +48,10 @@ class Cluster:
         """Instances of a model in a phase, in order of launch."""
         return (i for i in self.instances if i.model == model and i.phase is phase)
 
+    def models_held(self) -> list[str]:
+        """Models with held sequences, in order of their first one ever."""
+        return [model for model, queue in self.held.items() if queue]
+
     def num_held(self, model: str) -> int:
         """Sequences of the model that no instance has yet."""
         return len(self.held.get(model, ()))

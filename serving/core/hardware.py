@@ -2,8 +2,12 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from serving.units import Bytes, BytesPerSecond
+
+if TYPE_CHECKING:
+    from serving.core.ports import Transfer
 
 
 class OverCommit(RuntimeError):
@@ -63,6 +67,17 @@ class CacheEntry:
     size: Bytes
     complete: bool = False
     num_readers: int = 0
+    transfer: "Transfer | None" = None
+    """The fetch that fills it, once one is under way."""
+
+    def fill(self, transfer: "Transfer") -> None:
+        """Be complete once the transfer is, whatever becomes of who started it."""
+        self.transfer = transfer
+        transfer.done.wait(self._filled)
+
+    def _filled(self, value: object) -> None:
+        del value  # of the signal
+        self.complete = True
 
 
 class HostCache:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from serving.core.clock import Clock
 from serving.core.hardware import GPU, Server
 from serving.core.kv import BlockPool
-from serving.core.plan import StepResult
+from serving.core.plan import StepPlan, StepResult
 from serving.core.request import Sequence, State
 from serving.units import Bytes, Seconds, Tokens
 
@@ -68,6 +68,8 @@ class Instance:
     """Since when it is ready and has no sequence; None while it is starting or has some."""
     num_steps: int = 0
     _stepping: bool = False
+    _in_flight: StepPlan | None = None
+    """The step that the executor computes; its sequences may not change until it ends."""
 
     @property
     def num_sequences(self) -> int:
@@ -102,6 +104,7 @@ class Instance:
         plan = self.scheduler.plan(self)
         if plan:
             self.num_steps += 1
+            self._in_flight = plan
             self.executor.submit(self, plan, self.finish_step)
             return
         self._stepping = False
@@ -116,6 +119,7 @@ class Instance:
         """Fold a step's result into the sequences, let finished ones go, and step again."""
         now = self.clock.now
         plan = result.plan
+        self._in_flight = None
         finished: list[Sequence] = []
         for sequence, num_computed, num_output in zip(plan.sequences, plan.num_tokens, result.num_output, strict=True):
             sequence.num_computed += num_computed
@@ -131,7 +135,12 @@ class Instance:
         self.step()
 
     def preempt(self, sequence: Sequence) -> None:
-        """The inverse of admission: drop its blocks and put it first in the queue, to be recomputed."""
+        """The inverse of admission: drop its blocks and put it first in the queue, to be recomputed.
+
+        Between steps only: the result of a step in flight would be folded onto blocks that are gone.
+        """
+        if self._in_flight is not None and sequence in self._in_flight.sequences:
+            raise RuntimeError(f"sequence {sequence.request.request_id} cannot be preempted while a step computes it")
         self._pool().free(sequence)
         self.running.remove(sequence)
         sequence.num_computed = 0

@@ -6,6 +6,11 @@ from serving.core.request import Sequence
 from serving.units import Tokens
 
 
+def chunk_pairs(num_tokens: Tokens, context_tokens: Tokens) -> int:
+    """Pairs of n tokens after c, n c + n (n + 1) / 2, less the c + n that every step counts."""
+    return (num_tokens - 1) * context_tokens + num_tokens * (num_tokens - 1) // 2
+
+
 @dataclass(slots=True, eq=False)
 class StepPlan:
     """Tokens per sequence for one forward pass, in batch order.
@@ -21,6 +26,8 @@ class StepPlan:
     context_tokens: Tokens = 0
     """KV entries of earlier steps that the attention reads, over all sequences."""
 
+    chunk_pairs: int = 0
+    """Query-key pairs beyond one per row and per context token: those of prompt chunks, which attend to themselves."""
     ends_in_chunk: bool = False
     """The last sequence computes less than it has and gains no token; a budget cuts no other."""
 
@@ -33,6 +40,7 @@ class StepPlan:
         self.num_tokens.append(num_tokens)
         self.total_tokens += num_tokens
         self.context_tokens += sequence.num_computed
+        self.chunk_pairs += chunk_pairs(num_tokens, sequence.num_computed)
 
 
 @dataclass(slots=True, eq=False)

@@ -31,6 +31,10 @@ class Transfer(Protocol):
         """Fires when so many bytes have arrived (at once if they have)."""
         ...
 
+    def cancel(self) -> None:
+        """The rest of its bytes never arrive; nothing when all have."""
+        ...
+
 
 class Transport(Protocol):
     """Moves bytes."""

@@ -3,7 +3,7 @@
 from serving.core.instance import Instance
 from serving.cost.models import MODELS
 from serving.cost.number import Number
-from serving.units import Tokens
+from serving.units import GB, Bytes, Tokens
 
 BLOCK_SIZE: Tokens = 16
 """Tokens per KV block."""
@@ -11,7 +11,11 @@ BLOCK_SIZE: Tokens = 16
 UTILISATION = 0.95
 """Share of a slice that the engine uses."""
 
+POD_OVERHEAD: Bytes = 4 * GB
+"""Host memory of a worker process beyond its GPU slice."""
+
 CONSTANTS = (
+    Number(name="pod_overhead", value=POD_OVERHEAD, unit="B", source="HydraServe artifact, pod_host_memory_gb"),
     Number(name="block_size", value=BLOCK_SIZE, unit="tokens", source="vLLM's default"),
     Number(
         name="gpu_memory_utilisation",

@@ -21,19 +21,22 @@ def compute_share(worker: Worker) -> float:
     return max(percent, 5) / 100
 
 
-def forward_time(model: ModelSpec, worker: Worker, total_tokens: Tokens, context_tokens: Tokens) -> Seconds:
-    """Time of one worker's part of a forward pass over ``total_tokens`` rows that read ``context_tokens`` of KV."""
+def forward_time(
+    model: ModelSpec, worker: Worker, total_tokens: Tokens, context_tokens: Tokens, chunk_pairs: int = 0
+) -> Seconds:
+    """Time of one worker's part of a forward pass over ``total_tokens`` rows that read ``context_tokens`` of KV;
+    ``chunk_pairs`` as in StepPlan (0 for many short sequences, as a profile run has)."""
     gpu = GPUS[worker.gpu.kind]
     num_layers = len(worker.layers)
-    attention = 4 * model.hidden * num_layers * (context_tokens + total_tokens)
+    attention = 4 * model.hidden * num_layers * (context_tokens + total_tokens + chunk_pairs)
     flops = 2 * worker.weights / FP16 * total_tokens + attention
     moved = worker.weights + context_tokens * num_layers * model.kv_bytes_per_layer
     busy = max(flops / (gpu.fp16_flops * COMPUTE_EFFICIENCY), moved / (gpu.memory_bandwidth * MEMORY_EFFICIENCY))
     return busy / compute_share(worker)
 
 
-def step_time(instance: Instance, total_tokens: Tokens, context_tokens: Tokens) -> Seconds:
+def step_time(instance: Instance, total_tokens: Tokens, context_tokens: Tokens, chunk_pairs: int = 0) -> Seconds:
     """Time of a step: the stages of the pipeline one after the other, and the hops between them."""
     model = MODELS[instance.model]
-    stages = sum(forward_time(model, w, total_tokens, context_tokens) for w in instance.workers)
+    stages = sum(forward_time(model, w, total_tokens, context_tokens, chunk_pairs) for w in instance.workers)
     return stages + HOP * (len(instance.workers) - 1)

@@ -26,8 +26,12 @@ class ColdStart:
     def run(self) -> FlowBody:
         """Start all workers and wait for each."""
         starts = [spawn(self.backend.clock, self._start_worker(worker)) for worker in self.instance.workers]
-        for start in starts:
-            yield start
+        try:
+            for start in starts:
+                yield start
+        finally:
+            for start in starts:
+                start.cancel()
 
     def _start_worker(self, worker: Worker) -> FlowBody:
         entry = self._open_host_memory(worker)
@@ -35,9 +39,13 @@ class ColdStart:
         for stage in self.graph.stages:
             waits_for = [stages[name] for name in stage.after]
             stages[stage.name] = spawn(self.backend.clock, self._run_stage(worker, stage, waits_for, entry))
-        for flow in stages.values():
-            yield flow
-        self._close_host_memory(worker, entry)
+        try:
+            for flow in stages.values():
+                yield flow
+        finally:
+            for flow in stages.values():
+                flow.cancel()
+            self._close_host_memory(worker, entry)
 
     def _run_stage(self, worker: Worker, stage: Stage, waits_for: list[Flow], entry: CacheEntry | None) -> FlowBody:
         if stage.work is Work.FETCH:
@@ -55,24 +63,36 @@ class ColdStart:
         self._write(worker, stage, started_at, num_bytes)
 
     def _fetch(self, worker: Worker, stage: Stage, entry: CacheEntry | None) -> FlowBody:
-        """Bring the weights into host memory; nothing to do when they are there."""
+        """Bring the weights into host memory; nothing to do when they are there, and a fetch that is bringing them
+        already is joined."""
         started = self._fetches[worker.rank, stage.name]
         if worker.from_cache:
             started.fire(None)
             return 0.0
         if stage.period:
             yield self.backend.provisioner.start(self.instance, worker, stage)
-        transfer = self.backend.transport.fetch(worker)
+        joined = None if entry is None else entry.transfer
+        transfer = joined or self.backend.transport.fetch(worker)
+        if entry is not None and not joined:
+            entry.fill(transfer)
         started.fire(transfer)
-        yield transfer.done
-        if entry is not None:
-            entry.complete = True
-        return worker.weights
+        if entry is None:
+            yield from self._carry(transfer)
+        else:
+            yield transfer.done  # it goes on for the cache, whatever becomes of this start
+        return 0.0 if joined else worker.weights
+
+    def _carry(self, transfer: Transfer) -> FlowBody:
+        """Wait for a transfer that nobody else wants."""
+        try:
+            yield transfer.done
+        finally:
+            transfer.cancel()
 
     def _load(self, worker: Worker, stage: Stage) -> FlowBody:
         """Copy the weights to the GPU, at once or tensor by tensor as their bytes arrive."""
         if stage.streams is None:
-            yield self.backend.transport.load(worker, worker.weights, stage.loader).done
+            yield from self._carry(self.backend.transport.load(worker, worker.weights, stage.loader))
             return worker.weights
         fetch: Transfer | None = yield self._fetches[worker.rank, stage.streams]
         arrived: Bytes = 0.0
@@ -80,13 +100,16 @@ class ColdStart:
             arrived += tensor
             if fetch is not None:
                 yield fetch.reached(arrived)
-            yield self.backend.transport.load(worker, tensor, stage.loader).done
+            yield from self._carry(self.backend.transport.load(worker, tensor, stage.loader))
         return worker.weights
 
     def _open_host_memory(self, worker: Worker) -> CacheEntry | None:
         """Room for the weights on the server: an entry of its cache, or a buffer that goes when they are loaded."""
-        if self.keep_in_host_memory and worker.server.cache is not None:
-            return worker.server.cache.open(self.instance.model, worker.weights)
+        cache = worker.server.cache
+        if worker.from_cache and (cache is None or not cache.holds(self.instance.model)):
+            worker.from_cache = False  # evicted since the decision
+        if self.keep_in_host_memory and cache is not None:
+            return cache.open(self.instance.model, worker.weights)
         worker.server.host_memory.claim((worker, "weights"), worker.weights)
         return None
 

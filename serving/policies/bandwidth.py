@@ -13,7 +13,11 @@ from serving.units import Bytes, BytesPerSecond, Seconds
 
 @dataclass(slots=True, eq=False)
 class Claim:
-    """A fetch that was planned: what is believed to be left of it, and of its time."""
+    """A fetch that was planned: what is believed to be left of it, and of its time.
+
+    One believed to be over stays in the book, without a share, until its owner releases it: else a release would take
+    a later claim of the same owner for it.
+    """
 
     owner: object
     remaining: Bytes
@@ -28,11 +32,17 @@ class Nic:
     claims: list[Claim] = field(default_factory=list)
     advanced_at: Seconds = 0.0
 
+    @property
+    def running(self) -> list[Claim]:
+        """Claims that are not believed to be over."""
+        return [claim for claim in self.claims if claim.remaining > 1.0]
+
     def available(self, now: Seconds) -> BytesPerSecond:
         """Rate that one more fetch would get, or 0 when it would push a running one past its SLO."""
         self._advance(now)
-        share = self.rate / (len(self.claims) + 1)
-        if any(claim.time_left * share < claim.remaining for claim in self.claims):
+        running = self.running
+        share = self.rate / (len(running) + 1)
+        if any(claim.time_left * share < claim.remaining for claim in running):
             return 0.0
         return share
 
@@ -52,14 +62,13 @@ class Nic:
         """Let time pass: claims run at an equal share, which grows whenever one is believed to end."""
         elapsed = now - self.advanced_at
         self.advanced_at = now
-        while self.claims and elapsed > 0:
-            share = self.rate / len(self.claims)
-            until_next = min(claim.remaining for claim in self.claims) / share
+        while (running := self.running) and elapsed > 0:
+            share = self.rate / len(running)
+            until_next = min(claim.remaining for claim in running) / share
             step = min(elapsed, until_next)
-            for claim in self.claims:
+            for claim in running:
                 claim.remaining -= share * step
                 claim.time_left -= step
-            self.claims = [claim for claim in self.claims if claim.remaining > 1.0]
             elapsed -= step
 
 

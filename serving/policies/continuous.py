@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from serving.core.instance import Instance
 from serving.core.kv import BlockPool
-from serving.core.plan import StepPlan
+from serving.core.plan import StepPlan, chunk_pairs
 from serving.core.request import Sequence
 from serving.units import Tokens
 
@@ -69,6 +69,8 @@ class ContinuousBatching:
             sequences.append(sequence)
             counts.append(num_tokens)
             context_tokens += num_computed
+            if num_tokens > 1:
+                plan.chunk_pairs += chunk_pairs(num_tokens, num_computed)
             left -= num_tokens
         plan.context_tokens = context_tokens
         plan.total_tokens = instance.max_step_tokens - left

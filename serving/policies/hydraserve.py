@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from serving.core.actions import Action, Launch, Placement
 from serving.core.cluster import Cluster, Deployment
+from serving.core.hardware import Server
 from serving.core.instance import Instance
 from serving.core.request import Sequence
 from serving.core.stages import Loader, Stage, StageGraph, Work
@@ -92,31 +93,31 @@ class HydraServe:
 
     def on_arrival(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Hand out, and start what is missing."""
-        return self._scale(sequence.request.model, cluster)
+        return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
         """The group's fetches are over; hand out."""
         for worker in instance.workers:
             self._bandwidth.release(cluster.now, (instance.model, worker.gpu))
-        return self._scale(instance.model, cluster)
+        return self._scale(instance.model, cluster, FreeMemory.of(cluster))
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Learn from warm, unpipelined service; hand out the free seat."""
         if sequence.instance is not None and len(sequence.instance.workers) == 1:
             self.profiles.setdefault(sequence.request.model, Profile()).observe(sequence)
-        return self._scale(sequence.request.model, cluster)
+        return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Retire the idle; retry models whose sequences found no room."""
         actions = retire_idle(cluster, self.config.grace_period)
-        for model in cluster.held:
-            actions += self._scale(model, cluster)
+        free = FreeMemory.of(cluster)
+        for model in cluster.models_held():
+            actions += self._scale(model, cluster, free)
         return actions
 
-    def _scale(self, model: str, cluster: Cluster) -> list[Action]:
+    def _scale(self, model: str, cluster: Cluster, free: FreeMemory) -> list[Action]:
         actions = hand_out(model, cluster)
         wanted = workers_wanted(model, cluster, len(actions), self.config.batch_size)
-        free = FreeMemory.of(cluster)
         for first in range(0, wanted, self.config.max_pipeline_size):
             required = min(wanted - first, self.config.max_pipeline_size)
             launch = self._launch(cluster.deployments[model], required, cluster, free)
@@ -167,7 +168,7 @@ class HydraServe:
     ) -> list[Placement] | None:
         """Full-memory workers first, each rank on the server with the most bandwidth that holds it, one a server."""
         servers = [server for server, _ in self._bandwidth.ranked(cluster)]
-        placements: list[Placement] = []
+        chosen: list[tuple[Server, Bytes]] = []
         for rank in range(size.stages):
             stages = 1 if rank < size.full else size.stages
             need = slice_size(deployment.size, self.config.kv_reserve, stages)
@@ -175,8 +176,8 @@ class HydraServe:
             if server is None:
                 return None
             servers.remove(server)
-            placements.append(free.take(server, need, self.config.leftover))
-        return placements
+            chosen.append((server, need))
+        return [free.take(server, need, self.config.leftover) for server, need in chosen]
 
     def _claim(self, deployment: Deployment, placements: list[Placement], cluster: Cluster) -> None:
         stages = len(placements)

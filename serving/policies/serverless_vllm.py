@@ -54,26 +54,26 @@ class ServerlessVllm:
 
     def on_arrival(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Hand out, and start what is missing."""
-        return self._scale(sequence.request.model, cluster)
+        return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
         """Hand out."""
-        return self._scale(instance.model, cluster)
+        return self._scale(instance.model, cluster, FreeMemory.of(cluster))
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Hand out the free seat."""
-        return self._scale(sequence.request.model, cluster)
+        return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Retire the idle; retry models whose sequences found no room."""
         actions = retire_idle(cluster, self.config.grace_period)
-        for model in cluster.held:
-            actions += self._scale(model, cluster)
+        free = FreeMemory.of(cluster)
+        for model in cluster.models_held():
+            actions += self._scale(model, cluster, free)
         return actions
 
-    def _scale(self, model: str, cluster: Cluster) -> list[Action]:
+    def _scale(self, model: str, cluster: Cluster, free: FreeMemory) -> list[Action]:
         actions = hand_out(model, cluster)
-        free = FreeMemory.of(cluster)
         need = slice_size(cluster.deployments[model].size, self.config.kv_reserve)
         for _ in range(workers_wanted(model, cluster, len(actions), self.config.batch_size)):
             server = next((server for server in cluster.servers if free.fits(server, need)), None)

@@ -20,6 +20,7 @@ from serving.core.hardware import Server
 from serving.core.instance import Instance, Phase
 from serving.core.request import Sequence
 from serving.core.stages import Stage, StageGraph, Work
+from serving.cost.memory import UTILISATION
 from serving.cost.models import MODELS
 from serving.policies.autoscale import hand_out, retire_idle
 from serving.policies.continuous import Batching
@@ -27,7 +28,7 @@ from serving.policies.knobs import knob
 from serving.units import Bytes, Seconds, Tokens
 
 TICK: Seconds = 1.0
-"""Period of the loops of scheduler, autoscaler, load balancer and store (sheet, section 4)."""
+"""Period of the loops of scheduler, autoscaler and load balancer (sheet, section 4); assumed of the store's as well."""
 
 STORE_START = StageGraph(
     stages=(
@@ -49,7 +50,11 @@ class ServerlessLLMConfig:
     target_concurrency: int = knob(8, source="sheet 4, batch")
     max_step_tokens: Tokens = knob(3072, unit="tokens", source="as for HydraServe")
     grace_period: Seconds = knob(30.0, unit="s", source="sheet 4, keep-alive (configured)")
-    interval: Seconds = knob(TICK, unit="s", source="sheet 4: scheduler, autoscaler and load-balancer ticks")
+    interval: Seconds = knob(
+        TICK,
+        unit="s",
+        source="sheet 4: scheduler, autoscaler and load-balancer ticks; of the store's load queue: assumed alike",
+    )
     batching: Batching = Batching()
 
 
@@ -78,7 +83,7 @@ class ServerlessLLM:
         """Load balancer, then autoscaler: at most one new instance per model."""
         actions = retire_idle(cluster, self.config.grace_period)
         taken: list[Server] = []
-        for model in cluster.held:
+        for model in cluster.models_held():
             actions += hand_out(model, cluster)
             if self._instances_short(model, cluster) > 0:
                 server = self._fastest(model, cluster, taken)
@@ -94,14 +99,14 @@ class ServerlessLLM:
         return ceil(num_requests / self.config.target_concurrency) - len(instances)
 
     def _fastest(self, model: str, cluster: Cluster, taken: list[Server]) -> Server | None:
-        """The server with a free GPU and room in its pool on which the model is loaded first."""
+        """The server with a free GPU that holds the model, and room in its pool, on which it is loaded first."""
         size = cluster.deployments[model].size
         weights = MODELS[model].weight_bytes
         open_servers = [
             server
             for server in cluster.servers
             if server not in taken
-            and self._free_gpu(server)
+            and any(gpu.memory.used == 0 and weights < gpu.memory.capacity * UTILISATION for gpu in server.gpus)
             and (server.cache is None or server.cache.can_open(model, weights))
         ]
         return min(open_servers, key=lambda server: self._estimate(model, size, server, cluster), default=None)
@@ -127,6 +132,3 @@ class ServerlessLLM:
             max_step_tokens=self.config.max_step_tokens,
             keep_in_host_memory=True,
         )
-
-    def _free_gpu(self, server: Server) -> bool:
-        return any(gpu.memory.used == 0 for gpu in server.gpus)

@@ -19,7 +19,8 @@ class SimExecutor:
 
     def submit(self, instance: Instance, plan: StepPlan, done: Callable[[StepResult], None]) -> None:
         """Book the step's end; a sequence gains a token when all its tokens are computed."""
-        duration = step_time(instance, plan.total_tokens, plan.context_tokens) + self._first_step(instance)
+        computing = step_time(instance, plan.total_tokens, plan.context_tokens, plan.chunk_pairs)
+        duration = computing + self._first_step(instance)
         num_output = [1] * len(plan.sequences)
         if plan.ends_in_chunk:
             num_output[-1] = 0

@@ -169,10 +169,13 @@ def test_a_trend_of_a_ratio_or_an_aggregate_is_judged_along_its_key() -> None:
     assert shown("mean value [system=b] increasing over cv", PAIRS) == ("8 then 11", "+38%", "pass", "")
 
 
-def test_a_group_decides_by_its_interval_from_three_seeds_on() -> None:
-    two = make_summary({("a", "a10", 2): [7.0, 9.0]})
+def test_a_group_decides_by_its_interval_from_two_seeds_on() -> None:
+    one = make_summary({("a", "a10", 2): [8.0]})
+    two = make_summary({("a", "a10", 2): [7.9, 8.1]})
     three = make_summary({("a", "a10", 2): [7.0, 8.0, 9.0]})
-    assert shown("value = 8 s ±20%", two) == ("8 s", "0%", "pass", "")
+    assert shown("value = 8 s ±20%", one) == ("8 s", "0%", "pass", "")
+    assert shown("value = 8 s ±10%", two)[2:] == ("unsure", "95% interval 6.73..9.27 s")  # 12.71 x 0.1414 / √2
+    assert shown("value = 8 s ±20%", two)[2:] == ("pass", "95% interval 6.73..9.27 s")
     assert shown("value = 8 s ±20%", three) == (
         "8 s",
         "0%",

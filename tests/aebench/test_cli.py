@@ -153,7 +153,7 @@ def test_plot_diff_and_report_read_what_a_run_wrote(ran: Checkout, tmp_path: Pat
 def test_diff_ends_with_1_when_a_claim_fails(ran: Checkout, tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path)
     claims = checkout.path("figure8.claim")
-    claims.write_text("c1  ttft_mean increasing over step  # a false one\n")
+    claims.write_text("c1  ttft_mean [pair=llama2-13b-v100] increasing over step  # a false one\n")
     judged = checkout.aebench("diff", "figure8", "--log-path", str(ran.logs))
     assert judged.exit_code == 1
     assert "\nhydraserve/figure8  0 of 1 claims pass, 1 fail" in judged.stdout
@@ -232,18 +232,12 @@ def _known(checkout: Checkout) -> str:
     return f"Known: {', '.join(papers)}"
 
 
-@pytest.mark.parametrize(
-    ("below", "said"),
-    [
-        ("file/logs", "Error: {path}: Not a directory. Choose another folder with --log-path"),
-        ("none/logs", "Error: {path}: No such file or directory. Create the folder, or choose another with --log-path"),
-    ],
-)
-def test_a_log_folder_that_cannot_be_made_is_refused(idle: Checkout, tmp_path: Path, below: str, said: str) -> None:
+def test_a_log_folder_that_cannot_be_made_is_refused(idle: Checkout, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    path = tmp_path / below
+    path = tmp_path / "file" / "logs"
     result = idle.aebench("run", "figure8", "--log-path", str(path))
-    assert (result.exit_code, result.stderr) == (2, f"{said.format(path=path)}\n")
+    said = f"Error: {path}: Not a directory. Choose another folder with --log-path\n"
+    assert (result.exit_code, result.stderr) == (2, said)
     assert sorted(tmp_path.iterdir()) == [tmp_path / "file"]
 
 

@@ -19,7 +19,7 @@ BREAKDOWN_TOML: Cases = [
         "testbd = ",
         (
             ", testbd: unknown key. Did you mean testbed? Known: backend, cache_gib, deployments, "
-            "exclude, gpu, grid, max_servers, measure, model, policy, scale, seconds_per_point, system, "
+            "exclude, gpu, grid, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
             "testbed, title, when, workload"
         ),
     ),
@@ -112,7 +112,7 @@ BREAKDOWN_TOML: Cases = [
         "[deployment]",
         (
             ", deployment: unknown key. Did you mean deployments? Known: backend, cache_gib, deployments,"
-            " exclude, gpu, grid, max_servers, measure, model, policy, scale, seconds_per_point, system, "
+            " exclude, gpu, grid, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
             "testbed, title, when, workload"
         ),
     ),

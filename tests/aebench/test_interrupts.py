@@ -8,7 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from aebench.cli import cli
+from aebench.errors import Stopped
 from tests.aebench.checkout import Checkout, make_checkout
 
 SLOW = ("figure7", "--set", "grid.model=opt-2.7b", "--runs", "3", "--jobs", "1")
@@ -138,3 +141,20 @@ def test_a_reader_that_hangs_up_ends_the_listing_without_a_traceback(tmp_path: P
     said = process.stderr.read()
     process.stderr.close()
     assert (process.wait(timeout=10), said) == (0, "")
+
+
+def test_a_stop_while_drawing_says_how_to_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object) -> None:
+        raise Stopped(signal.SIGTERM)
+
+    monkeypatch.setattr("aebench.workflow.draw", stop)
+    words = ["run", "figure8", "--scale", "smoke", "--log-path", str(tmp_path / "logs"), "--jobs", "1"]
+    result = CliRunner().invoke(cli, words)
+    (folder,) = (tmp_path / "logs" / "hydraserve" / "breakdown").iterdir()
+    assert result.exit_code == 143
+    assert result.stderr == (
+        "Stopped by SIGTERM while drawing: 5 of 5 points are kept. "
+        f"To draw: aebench plot hydraserve/figure8 --log-path {folder}\n"
+    )
+    monkeypatch.undo()
+    assert CliRunner().invoke(cli, ["plot", "hydraserve/figure8", "--log-path", str(folder)]).exit_code == 0

@@ -89,12 +89,12 @@ def make_page(svg: str | None = None, judgements: list[Judgement] | None = None)
     )
 
 
-def test_the_headline_counts_passes_and_keeps_calibrated_apart():
+def test_the_headline_counts_every_claim_once():
     verdicts = [Verdict.PASS] * 9 + [Verdict.ABSENT, Verdict.SHAPE]
     line = report.headline("hydraserve/figure7", judged(*verdicts), "sim", 18.2)
     assert line == "hydraserve/figure7  9 of 11 claims pass, 1 shape, 1 absent   [sim, 18 s]"
-    assert report.finding(judged(Verdict.PASS, Verdict.CALIBRATED)) == "1 of 1 claims pass; 1 calibrated"
-    assert report.finding(judged(Verdict.CALIBRATED)) == "1 calibrated"
+    assert report.finding(judged(Verdict.PASS, Verdict.CALIBRATED)) == "1 of 2 claims pass, 1 calibrated"
+    assert report.finding(judged(Verdict.CALIBRATED)) == "0 of 1 claims pass, 1 calibrated"
     assert report.finding([]) == "no claims"
 
 

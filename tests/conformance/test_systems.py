@@ -36,6 +36,10 @@ VARIANTS: dict[str, System] = {
 MODELS = ("llama2-7b", "opt-2.7b")
 seeds = st.integers(0, 10_000)
 each_system = pytest.mark.parametrize("name", VARIANTS)
+each_that_runs_on_one_server = pytest.mark.parametrize(
+    "name", [name for name in VARIANTS if name not in ("hydraserve", "hydraserve, chunked")]
+)
+"""A group of static size needs four servers."""
 
 
 def bursty(seed: int, num_requests: int = 40) -> list[tuple[Seconds, Request]]:
@@ -238,3 +242,29 @@ def test_the_watch_notices_a_controller_that_claims_memory_itself() -> None:
 
     with pytest.raises(AssertionError):
         serve_bursty(watched(replace(SYSTEMS["serverless_vllm"], controller=Meddler)), 0)
+
+
+@each_that_runs_on_one_server
+def test_models_that_contend_for_one_gpu_take_turns_and_all_are_answered(name: str) -> None:
+    models = ("llama2-7b", "opt-6.7b", "opt-2.7b")
+    requests = [replace(make_requests(3)[i], model=model) for i, model in enumerate(models)]
+    system = VARIANTS[name]
+    outcome = run(
+        system,
+        sent([(1.0, request) for request in requests]),
+        *(make_deployment(model) for model in models),
+        testbed=make_testbed(1, with_cache(A10, 20.0), exclusive=system.exclusive_gpus),
+    )
+    assert sorted(record.request_id for record in outcome.requests if record.finished_at is not None) == [0, 1, 2]
+
+
+@each_that_runs_on_one_server
+def test_a_model_that_no_free_gpu_holds_waits_for_one_that_does(name: str) -> None:
+    # 26 GB of weights: never on the A10, whoever is first in order
+    system = VARIANTS[name]
+    v100 = replace(A10, name="v100x1", gpu="v100", gpu_memory=32 * GB)
+    testbed = replace(make_testbed(1, exclusive=system.exclusive_gpus), servers=((A10, 1), (v100, 1)))
+    (request,) = make_requests(1, model="llama2-13b")
+    deployment = make_deployment("llama2-13b", ttft_slo=60.0)
+    outcome = run(system, sent([(1.0, request)]), deployment, testbed=testbed)
+    assert outcome.requests[0].finished_at is not None

@@ -33,6 +33,16 @@ class Started:
     ready_at: Seconds = 0.0
 
 
+def make_backend(clock: SimClock, *, jitter: float, container: Seconds) -> Backend:
+    costs = {"a10x1": replace(STARTUP, jitter=jitter, container=container), "slow": replace(STARTUP, container=3.0)}
+    return Backend(
+        clock=clock,
+        executor=SimExecutor(clock, costs),
+        transport=SimTransport(clock, costs),
+        provisioner=SimProvisioner(clock, costs, seed=0),
+    )
+
+
 def start(
     workers: tuple[Worker, ...],
     stages: tuple[Stage, ...],
@@ -43,13 +53,7 @@ def start(
     container: float = 1.0,
 ) -> Started:
     clock = SimClock()
-    costs = {"a10x1": replace(STARTUP, jitter=jitter, container=container), "slow": replace(STARTUP, container=3.0)}
-    backend = Backend(
-        clock=clock,
-        executor=SimExecutor(clock, costs),
-        transport=SimTransport(clock, costs),
-        provisioner=SimProvisioner(clock, costs, seed=0),
-    )
+    backend = make_backend(clock, jitter=jitter, container=container)
     started = Started()
 
     def note(record: StageRecord) -> None:
@@ -155,15 +159,79 @@ def test_workers_of_a_group_fetch_their_parts_beside_each_other() -> None:
     assert started.spans[1, "fetch"][1] == pytest.approx(3.2381 / 2, rel=1e-4)
 
 
+def fill_cache(worker: Worker) -> None:
+    """Have all of the worker's weights in its server's cache, read by nobody."""
+    cache = worker.server.cache
+    assert cache is not None
+    entry = cache.open("llama2-7b", worker.weights)
+    entry.complete = True
+    cache.close(entry)
+
+
 def test_weights_from_the_cache_are_not_fetched_and_nobody_waits_for_the_loop() -> None:
     cluster = cached_cluster()
     (worker,) = make_workers(cluster)
+    fill_cache(worker)
     worker.from_cache = True
     stages = tuple(replace(s, period=1.0) if s.work is Work.FETCH else s for s in STREAMED)
     started = start((worker,), stages, at=0.5, keep=True)
     assert started.spans[0, "fetch"] == (0.5, 0.5)
     assert started.spans[0, "load"] == pytest.approx((0.5, 0.5 + 1.6846), rel=1e-4)
     assert started.num_bytes["fetch"] == 0
+
+
+def test_weights_that_were_evicted_since_the_decision_are_fetched_after_all() -> None:
+    (worker,) = make_workers(cached_cluster())
+    worker.from_cache = True
+    started = start((worker,), STREAMED, keep=True)
+    assert started.spans[0, "fetch"] == pytest.approx((0.0, 6.7384), rel=1e-4)
+    assert worker.server.cache is not None
+    assert worker.server.cache.holds("llama2-7b")
+
+
+def test_a_start_joins_a_fetch_that_is_bringing_the_same_weights() -> None:
+    cluster = make_cluster(testbed=make_testbed(1, with_cache(replace(A10, num_gpus=2), 16.0)))
+    workers = make_workers(cluster), make_workers(cluster)
+    clock = SimClock()
+    backend = make_backend(clock, jitter=0.0, container=1.0)
+    records: list[StageRecord] = []
+    for at, group in zip((0.0, 3.0), workers, strict=True):
+        cold = ColdStart(
+            instance=make_instance(workers=group).instance,
+            graph=StageGraph(stages=STREAMED),
+            backend=backend,
+            record=records.append,
+            keep_in_host_memory=True,
+        )
+        clock.call_at(at, lambda cold=cold: spawn(clock, cold.run()))
+    clock.run()
+    fetches = [(r.started_at, r.ended_at, r.num_bytes) for r in records if r.stage == "fetch"]
+    # one fetch of 13.4768 GB at 2 GB/s, which the second start waits for from 3 s on
+    assert fetches[0] == pytest.approx((0.0, 6.7384, 13.4768 * GB), rel=1e-4)
+    assert fetches[1] == pytest.approx((3.0, 6.7384, 0.0), rel=1e-4)
+
+
+def test_a_cancelled_start_stops_its_stages_and_gives_host_memory_back() -> None:
+    clock = SimClock()
+    backend = make_backend(clock, jitter=0.0, container=1.0)
+    workers = make_workers(make_cluster(), 4)
+    records: list[StageRecord] = []
+    cold = ColdStart(
+        instance=make_instance(workers=workers).instance,
+        graph=StageGraph(stages=(Stage(name="container"), Stage(name="libraries", after=("container",)), *STREAMED)),
+        backend=backend,
+        record=records.append,
+        keep_in_host_memory=False,
+    )
+    flow = spawn(clock, cold.run())
+    clock.call_at(1.5, flow.cancel)
+    clock.run()
+    assert [record.stage for record in records] == ["container"] * 4
+    assert all(worker.server.host_memory.used == 0 for worker in workers)
+    assert clock.now <= 3.0  # a timer that was booked fires for nobody
+    assert isinstance(backend.transport, SimTransport)
+    carried = backend.transport.links.carried
+    assert [carried[worker.server.downlink] for worker in workers] == pytest.approx([1.5 * 2 * GB] * 4)  # of 3.2 to 3.5
 
 
 def test_weights_take_host_memory_only_while_they_are_loaded() -> None:
@@ -213,3 +281,15 @@ def test_jitter_changes_the_timed_stages_and_repeats_with_the_seed() -> None:
 def test_a_graph_out_of_order_is_refused(stages: tuple[Stage, ...], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         StageGraph(stages=stages)
+
+
+def test_servers_share_the_uplink_of_their_storage_server() -> None:
+    # one store of 3 GB/s for two servers of 2 GB/s each: 2 x 13.4768 GB take 8.9845 s instead of 6.7384
+    testbed = Testbed(servers=((A10, 2),), num_stores=1, store_nic_rate=24 * Gbps, exclusive=False)
+    cluster = make_cluster(testbed=testbed)
+    (first,), (second,) = make_workers(cluster), make_workers(cluster)
+    second.server, second.gpu = cluster.servers[1], cluster.servers[1].gpus[0]
+    second.rank = 1
+    started = start((first, second), STREAMED)
+    assert started.spans[0, "fetch"][1] == pytest.approx(2 * 13.4768 / 3, rel=1e-4)
+    assert started.spans[1, "fetch"][1] == pytest.approx(2 * 13.4768 / 3, rel=1e-4)

@@ -158,3 +158,12 @@ def test_spare_seats_count_waiting_and_running_sequences() -> None:
         bench.instance.add(make_sequence(16, 5, index))
     bench.clock.run(until=0.5)
     assert (len(bench.instance.running), len(bench.instance.waiting), bench.instance.spare) == (2, 1, -1)
+
+
+def test_a_sequence_cannot_be_preempted_while_a_step_computes_it() -> None:
+    bench = make_instance()
+    sequence = make_sequence()
+    bench.instance.add(sequence)
+    bench.clock.call_at(0.5, lambda: bench.instance.preempt(sequence))  # steps take 1 s
+    with pytest.raises(RuntimeError, match="sequence 0 cannot be preempted while a step computes it"):
+        bench.clock.run()

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.core.instance import Worker
+from serving.core.plan import chunk_pairs
 from serving.cost.memory import num_blocks
 from serving.cost.models import MODELS
 from serving.cost.roofline import compute_share, forward_time, step_time
@@ -88,3 +89,13 @@ def test_a_slice_that_the_weights_fill_is_refused_with_the_numbers() -> None:
     instance = make_instance(workers=make_workers(make_cluster(), memory=14 * GB)).instance
     with pytest.raises(ValueError, match=r"llama2-7b: 13\.5 GB of weights leave no KV block in a slice of 14\.0 GB"):
         num_blocks(instance)
+
+
+def test_a_prompt_attends_to_itself_and_chunks_of_it_to_what_came_before() -> None:
+    # 8 tokens: 8 x 9 / 2 = 36 pairs; in chunks of 4: 4 x 5 / 2 = 10, then 4 x 4 + 10 = 26
+    assert 8 + 0 + chunk_pairs(8, 0) == 36
+    assert (4 + 0 + chunk_pairs(4, 0)) + (4 + 4 + chunk_pairs(4, 4)) == 36
+    assert chunk_pairs(1, 1000) == 0
+    # Llama2-7B, 8192 tokens: 4 x 4096 x 32 x 33.55 M pairs beyond the rows = 17.6 TFLOP, at 62.5 TFLOP/s 0.281 s
+    extra = forward_time(LLAMA, worker(), 8192, 0, chunk_pairs(8192, 0)) - forward_time(LLAMA, worker(), 8192, 0)
+    assert extra == pytest.approx(0.2815, rel=1e-3)

@@ -1,13 +1,16 @@
-"""Transfers: fair shares against a reference, no link above capacity, every byte arrives, marks at their time."""
+"""Transfers: fair shares against a reference, no link above capacity, every byte arrives, marks at their time; one that
+is cancelled stops, and who shares no link with it notices nothing."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.clock import SimClock
+from serving.core.clock import Callback, SimClock, Timer
 from serving.core.hardware import Link
 from serving.core.stages import Loader
 from serving.sim.transport import FairShare, SimTransfer, SimTransport, max_min_rates
@@ -224,3 +227,215 @@ def test_fetches_to_one_server_share_its_nic_and_the_engine_loader_is_narrower_t
     # takes 1 GB/s (4 s), the other has the remaining 7 GB/s (2 s).
     both = worker.weights / GB
     assert ends == pytest.approx({"fetch": both, "rival": both, "direct": 2.0, "engine": 4.0})
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A transfer to come, and when to cancel it, if ever: maybe before its end, maybe after."""
+
+    start: float
+    size: float
+    path: list[Link]
+    cancel_after: float | None
+
+
+@st.composite
+def moves_over_links(draw: st.DrawFn) -> list[Move]:
+    """Some transfers, of which some are cancelled."""
+    instants = st.integers(0, 10).map(float) | st.floats(0, 10)
+    sizes = st.integers(1, 200).map(float) | st.floats(0.5, 200)
+    patience = st.none() | st.integers(0, 20).map(float) | st.floats(0, 20)
+    return [Move(draw(instants), draw(sizes), path, draw(patience)) for path in draw(flows_over_links())]
+
+
+class Course:
+    """What became of some moves."""
+
+    def __init__(self, moves: Sequence[Move], peeks: Sequence[float] = ()) -> None:
+        self.clock = SimClock()
+        self.shared = FairShare(self.clock)
+        self.transfers: list[SimTransfer] = []
+        self.ended_at: dict[SimTransfer, float] = {}
+        self.passed: list[tuple[SimTransfer, float, float]] = []
+        """Transfer, mark, time."""
+        self.cancelled: list[SimTransfer] = []
+        for move in moves:
+            self.clock.call_at(move.start, self.start, move)
+        for at in peeks:
+            self.clock.call_at(at, lambda: (self.shared.carried, [transfer.sent for transfer in self.transfers]))
+        self.clock.run()
+
+    def start(self, move: Move) -> None:
+        transfer = self.shared.move(move.size, move.path)
+        self.transfers.append(transfer)
+        for mark in (move.size / 3, move.size):
+            transfer.reached(mark).wait(lambda _, mark=mark: self.passed.append((transfer, mark, self.clock.now)))
+        transfer.done.wait(lambda _: self.end(transfer))
+        if move.cancel_after is not None:
+            self.clock.call_later(move.cancel_after, self.cancel, transfer)
+        self.check()
+
+    def end(self, transfer: SimTransfer) -> None:
+        self.ended_at[transfer] = self.clock.now
+        self.check()
+
+    def cancel(self, transfer: SimTransfer) -> None:
+        if not transfer.done.fired:
+            self.cancelled.append(transfer)
+        transfer.cancel()
+        self.check()
+
+    def check(self) -> None:
+        """Sharing anew only what is connected gives what sharing everything anew gives."""
+        moving = [t for t in self.transfers if not t.done.fired and t not in self.cancelled]
+        assert [transfer.rate for transfer in moving] == max_min_rates([transfer.path for transfer in moving])
+
+
+@given(moves_over_links())
+@settings(max_examples=100, deadline=None)
+def test_with_random_cancels_links_carry_what_was_sent_and_the_rest_still_arrives(moves: list[Move]) -> None:
+    course = Course(moves)
+    assert len(course.transfers) == len(moves)
+    for transfer in course.transfers:
+        marks = [mark for passed, mark, _ in course.passed if passed is transfer]
+        if transfer in course.cancelled:
+            assert not transfer.done.fired
+            assert transfer not in course.ended_at
+            assert 0 <= transfer.sent <= transfer.size
+            assert all(mark <= transfer.sent * (1 + 1e-6) for mark in marks)
+        else:
+            assert transfer.sent == transfer.size
+            assert transfer in course.ended_at
+            assert len(marks) == 2
+    for link in links_of([move.path for move in moves]):
+        sent = sum(transfer.sent for transfer in course.transfers if link in transfer.path)
+        assert course.shared.carried[link] == pytest.approx(sent)
+
+
+@given(moves_over_links(), st.lists(st.floats(0, 30), max_size=10))
+@settings(max_examples=60, deadline=None)
+def test_looking_at_transfers_moves_no_mark_and_no_end(moves: list[Move], peeks: list[float]) -> None:
+    alone, watched = Course(moves), Course(moves, peeks)
+    assert list(watched.ended_at.values()) == list(alone.ended_at.values())
+    assert [(mark, at) for _, mark, at in watched.passed] == [(mark, at) for _, mark, at in alone.passed]
+
+
+@given(moves_over_links(), moves_over_links())
+@settings(max_examples=60, deadline=None)
+def test_who_shares_no_link_has_the_very_same_course(moves: list[Move], others: list[Move]) -> None:
+    alone, beside = Course(moves), Course([*moves, *others])
+    mine = [t for t in beside.transfers if any(t.path[0] in move.path for move in moves)]
+    assert sorted(beside.ended_at[t] for t in mine if t in beside.ended_at) == sorted(alone.ended_at.values())
+
+
+class CountingClock(SimClock):
+    """Counts what is booked."""
+
+    num_booked = 0
+
+    def call_at(self, when: float, fn: Callback, *args: Any) -> Timer:
+        self.num_booked += 1
+        return super().call_at(when, fn, *args)
+
+
+def test_a_copy_that_shares_no_link_books_one_timer_and_leaves_those_of_others() -> None:
+    clock = CountingClock()
+    shared = FairShare(clock)
+    nic = Link("nic", 10.0)
+    fetches = [shared.move(100.0, [nic, Link(f"server{index}", 10.0)]) for index in range(10)]
+    booked = clock.num_booked
+    shared.move(1.0, [Link("pcie", 1.0)])
+    clock.run(until=2.0)
+    assert clock.num_booked == booked + 1
+    assert [fetch.rate for fetch in fetches] == [1.0] * 10
+
+
+def test_who_keeps_its_rate_keeps_its_timer() -> None:
+    # Three fetches at 2 each leave 4 of the NIC's 10; the fourth takes 3 of them and slows down none.
+    clock = CountingClock()
+    shared = FairShare(clock)
+    nic = Link("nic", 10.0)
+    for index in range(3):
+        shared.move(100.0, [nic, Link(f"server{index}", 2.0)])
+    booked = clock.num_booked
+    assert shared.move(100.0, [nic, Link("server3", 3.0)]).rate == 3.0
+    assert clock.num_booked == booked + 1
+
+
+def test_a_transfer_alone_runs_at_its_narrowest_link() -> None:
+    clock = SimClock()
+    transfer = FairShare(clock).move(12.0, [Link("wide", 9.0), Link("narrow", 3.0), Link("middle", 6.0)])
+    clock.run()
+    assert transfer.done.fired
+    assert clock.now == 4.0
+
+
+def test_bytes_arrive_between_events_too() -> None:
+    clock = SimClock()
+    shared = FairShare(clock)
+    wire = Link("wire", 10.0)
+    transfer = shared.move(100.0, [wire])
+    clock.run(until=3.0)
+    assert transfer.sent == 30.0
+    assert shared.carried == {wire: 30.0}
+
+
+def test_the_share_of_a_cancelled_transfer_goes_to_the_others() -> None:
+    clock = SimClock()
+    shared = FairShare(clock)
+    wire = Link("wire", 10.0)
+    kept, dropped = shared.move(100.0, [wire]), shared.move(100.0, [wire])
+    fired: list[tuple[str, float]] = []
+    for name, signal in (
+        ("kept", kept.done),
+        ("dropped", dropped.done),
+        ("byte 10", dropped.reached(10.0)),
+        ("byte 60", dropped.reached(60.0)),
+    ):
+        signal.wait(lambda _, name=name: fired.append((name, clock.now)))
+    clock.call_at(4.0, dropped.cancel)
+    clock.run()
+    # 5 each until t=4: byte 10 of the dropped one is there at 2, and both have 20. Then 10 for the other's 80: 8 s.
+    assert fired == [("byte 10", 2.0), ("kept", 12.0)]
+    assert dropped.sent == 20.0
+    assert dropped.rate == 0.0
+    assert shared.carried == {wire: 120.0}
+
+
+def test_of_a_cancelled_transfer_only_marks_that_were_reached_still_fire() -> None:
+    clock = SimClock()
+    transfer = FairShare(clock).move(100.0, [Link("wire", 10.0)])
+    clock.run(until=4.0)
+    transfer.cancel()
+    there, never = transfer.reached(40.0), transfer.reached(41.0)
+    clock.run()
+    assert there.fired
+    assert not never.fired
+    assert not transfer.done.fired
+    assert clock.now == 4.0  # nothing was left to wait for
+
+
+def test_cancelling_twice_or_after_the_end_does_nothing() -> None:
+    clock = SimClock()
+    shared = FairShare(clock)
+    wire = Link("wire", 10.0)
+    ended, empty, twice = shared.move(20.0, [wire]), shared.move(0.0, [wire]), shared.move(40.0, [wire])
+    clock.run(until=5.0)  # 5 a second each, so the first ends at 4 with 20 sent of the other, which has 30 at 5
+    for transfer in (ended, empty, twice, twice):
+        transfer.cancel()
+    clock.run()
+    assert (ended.sent, empty.sent, twice.sent) == (20.0, 0.0, 30.0)
+    assert [transfer.cancelled for transfer in (ended, empty, twice)] == [False, False, True]
+    assert shared.carried == {wire: 50.0}
+
+
+def test_transfers_that_end_together_end_at_one_instant() -> None:
+    clock = SimClock()
+    shared = FairShare(clock)
+    wire = Link("wire", 0.3)
+    ended_at: list[float] = []
+    for size in (0.1, 0.1, 0.1):
+        shared.move(size, [wire]).done.wait(lambda _: ended_at.append(clock.now))
+    clock.run()
+    assert ended_at == [ended_at[0]] * 3
+    assert ended_at == pytest.approx([1.0] * 3)
