@@ -38,7 +38,7 @@ types: $(VENV)/dev
 	@$(BIN)/mypy
 
 bench: $(VENV)/dev
-	@for program in kernel engine figures; do $(BIN)/python benchmarks/$$program.py; done
+	@for program in kernel engine transport figures; do $(BIN)/python benchmarks/$$program.py; done
 
 clean:
 	rm -rf $(VENV) logs report.html
