@@ -28,7 +28,7 @@ report: $(VENV)/core
 	@$(BIN)/aebench report --log-path history_logs --out report.html
 
 test: $(VENV)/dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 lint: $(VENV)/dev
 	@$(BIN)/ruff check .

@@ -1,11 +1,11 @@
 """Transfers per second of the simulated transport.
 
-    python benchmarks/transport.py              # about 5 s
+    python benchmarks/transport.py              # about 1 s
     pytest benchmarks/transport.py              # the same loads under pytest-benchmark, to compare two commits
 
 Streaming cold starts, as many as there are GPUs: each fetches its weights over its server's NIC and copies them to its
-GPU one tensor at a time, each copy as soon as the tensor's bytes have arrived. Four servers of a store share the
-store's NIC, four GPUs a server's. The second load is the fetches alone, which start and end one after another, so that
+GPU one tensor at a time, each copy as soon as the tensor's bytes have arrived. Four GPUs share their server's NIC, three
+servers their store's. The second load is the fetches alone, which start and end one after another, so that
 each start and end changes the shares of others.
 """
 

@@ -405,11 +405,13 @@ def test_the_share_of_a_cancelled_transfer_goes_to_the_others() -> None:
 def test_of_a_cancelled_transfer_only_marks_that_were_reached_still_fire() -> None:
     clock = SimClock()
     transfer = FairShare(clock).move(100.0, [Link("wire", 10.0)])
+    asked_before = transfer.reached(50.0)
     clock.run(until=4.0)
     transfer.cancel()
     there, never = transfer.reached(40.0), transfer.reached(41.0)
     clock.run()
     assert there.fired
+    assert not asked_before.fired
     assert not never.fired
     assert not transfer.done.fired
     assert clock.now == 4.0  # nothing was left to wait for
