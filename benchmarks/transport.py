@@ -4,9 +4,9 @@
     pytest benchmarks/transport.py              # the same loads under pytest-benchmark, to compare two commits
 
 Streaming cold starts, as many as there are GPUs: each fetches its weights over its server's NIC and copies them to its
-GPU one tensor at a time, each copy as soon as the tensor's bytes have arrived. Four GPUs share their server's NIC, three
-servers their store's. The second load is the fetches alone, which start and end one after another, so that
-each start and end changes the shares of others.
+GPU one tensor at a time, each copy as soon as the tensor's bytes have arrived. Four GPUs share their server's NIC,
+three servers their store's. The second load is fetches alone, one after another on every GPU, so that each start and
+end changes the shares of others.
 """
 
 import argparse

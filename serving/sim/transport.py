@@ -80,7 +80,6 @@ class SimTransfer:
         if self.done.fired or self.cancelled:
             return
         self.cancelled = True
-        self._marks.clear()
         self._halt(self.sent)
         self._links.drop(self)
 

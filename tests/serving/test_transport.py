@@ -431,13 +431,27 @@ def test_cancelling_twice_or_after_the_end_does_nothing() -> None:
     assert shared.carried == {wire: 50.0}
 
 
-def test_transfers_that_end_together_end_at_one_instant() -> None:
+def test_transfers_that_end_together_end_at_one_instant_in_the_order_they_started() -> None:
     clock = SimClock()
     shared = FairShare(clock)
     wire = Link("wire", 0.3)
-    ended_at: list[float] = []
-    for size in (0.1, 0.1, 0.1):
-        shared.move(size, [wire]).done.wait(lambda _: ended_at.append(clock.now))
+    ended: list[tuple[str, float]] = []
+    for name in ("first", "second", "third"):
+        transfer = shared.move(0.1, [wire, Link(name, 1.0)])
+        transfer.done.wait(lambda _, name=name: ended.append((name, clock.now)))
     clock.run()
-    assert ended_at == [ended_at[0]] * 3
-    assert ended_at == pytest.approx([1.0] * 3)
+    assert ended == [(name, clock.now) for name in ("first", "second", "third")]
+    assert clock.now == pytest.approx(1.0)
+
+
+def test_a_mark_reached_when_a_neighbour_ends_fires_at_that_instant() -> None:
+    clock = SimClock()
+    shared = FairShare(clock)
+    wire = Link("wire", 10.0)
+    short, long = shared.move(20.0, [wire]), shared.move(40.0, [wire])
+    fired: list[tuple[str, float]] = []
+    for name, signal in (("short", short.done), ("half", long.reached(20.0)), ("long", long.done)):
+        signal.wait(lambda _, name=name: fired.append((name, clock.now)))
+    clock.run()
+    # 5 a second each until 4, then 10 for the 20 bytes left
+    assert sorted(fired) == [("half", 4.0), ("long", 6.0), ("short", 4.0)]
