@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from serving.core.actions import Action, Dispatch, Launch, Retire
@@ -102,31 +102,35 @@ class Control:
             self._progress_at = self.backend.clock.now
             self.record(sequence.record())
             self._unfinished.pop(sequence).fire(sequence)
-        return DecisionRecord(
-            at=self.backend.clock.now,
-            hook=hook,
-            action="dispatch" if reason is None else "refuse",
-            detail=reason or f"request {sequence.request.request_id} to instance {instance.instance_id}",
-            request_id=sequence.request.request_id,
-            instance=instance.instance_id,
-            model=instance.model,
-        )
+        detail = reason or f"request {sequence.request.request_id} to instance {instance.instance_id}"
+        decision = self._decision(hook, "refuse" if reason else "dispatch", detail, instance)
+        return replace(decision, request_id=sequence.request.request_id)
 
     def _launch(self, hook: str, action: Launch) -> DecisionRecord:
         instance = self._new_instance(action)
         self.cluster.instances.append(instance)
         self._cold_start(instance, action).done.wait(lambda value: self._ready(instance, value))
         where = ", ".join(f"{w.gpu.name} {w.memory / GB:.0f} GB" for w in instance.workers)
+        detail = f"instance {instance.instance_id} of {action.model} on {where}"
+        decision = self._about_workers(self._decision(hook, "launch", detail, instance), instance)
+        return replace(decision, from_cache=all(worker.from_cache for worker in instance.workers))
+
+    def _decision(self, hook: str, action: str, detail: str, instance: Instance) -> DecisionRecord:
+        """What was decided now about an instance."""
         return DecisionRecord(
             at=self.backend.clock.now,
             hook=hook,
-            action="launch",
-            detail=f"instance {instance.instance_id} of {action.model} on {where}",
+            action=action,
+            detail=detail,
             instance=instance.instance_id,
             model=instance.model,
+        )
+
+    def _about_workers(self, decision: DecisionRecord, instance: Instance) -> DecisionRecord:
+        return replace(
+            decision,
             servers=tuple(worker.server.name for worker in instance.workers),
             memory=tuple(worker.memory for worker in instance.workers),
-            from_cache=all(worker.from_cache for worker in instance.workers),
         )
 
     def _new_instance(self, action: Launch) -> Instance:
@@ -192,16 +196,8 @@ class Control:
             worker.server.host_memory.release(worker)
         instance.phase = Phase.RETIRED
         self.cluster.instances.remove(instance)
-        return DecisionRecord(
-            at=self.backend.clock.now,
-            hook=hook,
-            action="retire",
-            detail=f"instance {instance.instance_id} of {instance.model}",
-            instance=instance.instance_id,
-            model=instance.model,
-            servers=tuple(worker.server.name for worker in instance.workers),
-            memory=tuple(worker.memory for worker in instance.workers),
-        )
+        detail = f"instance {instance.instance_id} of {instance.model}"
+        return self._about_workers(self._decision(hook, "retire", detail, instance), instance)
 
     def _check_progress(self) -> None:
         """Tokens are looked at only when nothing else was progress for too long: each tells when it came."""
