@@ -37,6 +37,7 @@ def setup(spec: Spec, seed: int) -> Setup:
         deployments=tuple(
             Deployment(
                 model=model,
+                spec=MODELS[model],
                 size=table["size_gb"] * GB,
                 ttft_slo=table["ttft_slo"],
                 tpot_slo=table["tpot_slo"],

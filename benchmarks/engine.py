@@ -102,6 +102,7 @@ def closed_loop(batch: int, num_requests: int) -> Load:
     instance = Instance(
         instance_id=0,
         model=MODEL,
+        spec=MODELS[MODEL],
         workers=(_worker(),),
         max_sequences=batch,
         max_step_tokens=MAX_STEP_TOKENS,

@@ -11,12 +11,14 @@ from serving.core.cluster import Cluster
 from serving.core.instance import Instance, Phase, Worker
 from serving.core.kv import BlockPool
 from serving.core.ports import Backend, Controller, Scheduler
-from serving.core.request import Request, Sequence
+from serving.core.request import Request, Sequence, State
 from serving.cost.memory import BLOCK_SIZE, POD_OVERHEAD
-from serving.cost.models import MODELS
 from serving.mechanisms.coldstart import ColdStart
 from serving.records import DecisionRecord, Record, StageRecord
 from serving.units import GB, Seconds
+
+MAX_LOSSES = 3
+"""A sequence is given up when it was on so many lost instances, a model's when so many starts in a row fail."""
 
 
 class NoProgress(RuntimeError):
@@ -40,6 +42,9 @@ class Control:
     """The workload has sent its last request."""
     _unfinished: dict[Sequence, Signal] = field(default_factory=dict)
     _progress_at: Seconds = 0.0
+    _starts: dict[Instance, Flow] = field(default_factory=dict)
+    _failed_starts: dict[str, int] = field(default_factory=dict)
+    """Per model, starts that failed since the last one that did not."""
 
     def start(self) -> None:
         """Begin to call the Controller at its interval."""
@@ -56,6 +61,40 @@ class Control:
         self._carry_out("arrival", self.controller.on_arrival(sequence, self.cluster))
         return finished
 
+    def abort(self, sequence: Sequence) -> None:
+        """Its client is gone: it leaves where it is, and its blocks are free when the step ends that computes it."""
+        if sequence not in self._unfinished:
+            return
+        if sequence.state is State.HELD:
+            self.cluster.held[sequence.request.model].remove(sequence)
+        elif sequence.instance is not None:
+            sequence.instance.take_back(sequence)
+        self._give_up(sequence, "aborted by the client")
+        self._carry_out("abort", self.controller.on_change(sequence.request.model, self.cluster, None))
+
+    def lose(self, instance: Instance, reason: str) -> None:
+        """An instance died, ready or while it started: its sequences are held again, those that saw too many losses are
+        given up."""
+        if instance.phase is Phase.RETIRED:
+            return
+        if instance.phase is Phase.STARTING:
+            self._failed_starts[instance.model] = self._failed_starts.get(instance.model, 0) + 1
+            self._starts.pop(instance).cancel()
+        lost = instance.lose()
+        self._take_away(instance)
+        self.record(self._about_workers(self._decision("loss", "lose", reason, instance), instance))
+        queue = self.cluster.held.setdefault(instance.model, deque())
+        for sequence in reversed(lost):
+            sequence.state, sequence.instance = State.HELD, None
+            sequence.num_losses += 1
+            queue.appendleft(sequence)
+        for sequence in [sequence for sequence in queue if self._is_hopeless(sequence)]:
+            queue.remove(sequence)
+            self.record(self._refusal("loss", sequence, instance, reason))
+        if self._failed_starts.get(instance.model, 0) >= MAX_LOSSES:
+            self._failed_starts[instance.model] = 0
+        self._carry_out("loss", self.controller.on_change(instance.model, self.cluster, instance))
+
     def close(self) -> None:
         """Write the records of requests that were never answered."""
         for sequence in self._unfinished:
@@ -70,6 +109,8 @@ class Control:
 
     def _ready(self, instance: Instance, started: Any) -> None:
         del started  # the flow's return value, which is None
+        del self._starts[instance]
+        self._failed_starts.pop(instance.model, None)
         instance.open(BlockPool(self.backend.provisioner.num_blocks(instance), BLOCK_SIZE))
         self._progress_at = self.backend.clock.now
         self._carry_out("ready", self.controller.on_ready(instance, self.cluster))
@@ -95,21 +136,36 @@ class Control:
         sequence, instance = action.sequence, action.instance
         self.cluster.held[sequence.request.model].remove(sequence)
         reason = _reason_to_refuse(sequence, instance)
-        if reason is None:
-            sequence.dispatched_at = self.backend.clock.now
-            instance.add(sequence)
-        else:
-            self._progress_at = self.backend.clock.now
-            self.record(sequence.record())
-            self._unfinished.pop(sequence).fire(sequence)
-        detail = reason or f"request {sequence.request.request_id} to instance {instance.instance_id}"
-        decision = self._decision(hook, "refuse" if reason else "dispatch", detail, instance)
+        if reason is not None:
+            return self._refusal(hook, sequence, instance, reason)
+        sequence.dispatched_at = self.backend.clock.now
+        instance.add(sequence)
+        detail = f"request {sequence.request.request_id} to instance {instance.instance_id}"
+        decision = self._decision(hook, "dispatch", detail, instance)
         return replace(decision, request_id=sequence.request.request_id)
+
+    def _refusal(self, hook: str, sequence: Sequence, instance: Instance, reason: str) -> DecisionRecord:
+        """Give a sequence up for a reason that has to do with an instance."""
+        self._give_up(sequence, reason)
+        decision = self._decision(hook, "refuse", reason, instance)
+        return replace(decision, request_id=sequence.request.request_id)
+
+    def _give_up(self, sequence: Sequence, reason: str) -> None:
+        """It gets no more tokens; where it was it is no longer."""
+        self._progress_at = self.backend.clock.now
+        sequence.state, sequence.refusal = State.ABORTED, reason
+        self.record(sequence.record())
+        self._unfinished.pop(sequence).fire(sequence)
+
+    def _is_hopeless(self, sequence: Sequence) -> bool:
+        failed = self._failed_starts.get(sequence.request.model, 0)
+        return sequence.num_losses >= MAX_LOSSES or failed >= MAX_LOSSES
 
     def _launch(self, hook: str, action: Launch) -> DecisionRecord:
         instance = self._new_instance(action)
         self.cluster.instances.append(instance)
-        self._cold_start(instance, action).done.wait(lambda value: self._ready(instance, value))
+        start = self._starts[instance] = self._cold_start(instance, action)
+        start.done.wait(lambda value: self._ready(instance, value))
         where = ", ".join(f"{w.gpu.name} {w.memory / GB:.0f} GB" for w in instance.workers)
         detail = f"instance {instance.instance_id} of {action.model} on {where}"
         decision = self._about_workers(self._decision(hook, "launch", detail, instance), instance)
@@ -142,6 +198,7 @@ class Control:
         instance = Instance(
             instance_id=self.num_launched,
             model=action.model,
+            spec=self.cluster.deployments[action.model].spec,
             workers=workers,
             max_sequences=action.max_sequences,
             max_step_tokens=action.max_step_tokens,
@@ -168,7 +225,7 @@ class Control:
         self.record(stage)
 
     def _workers(self, action: Launch) -> tuple[Worker, ...]:
-        model = MODELS[action.model]
+        model = self.cluster.deployments[action.model].spec
         return tuple(
             Worker(
                 rank=rank,
@@ -191,13 +248,18 @@ class Control:
                 f"instance {instance.instance_id} cannot retire: it is {instance.phase.value} "
                 f"with {instance.num_sequences} sequences"
             )
+        instance.phase = Phase.RETIRED
+        self._take_away(instance)
+        detail = f"instance {instance.instance_id} of {instance.model}"
+        return self._about_workers(self._decision(hook, "retire", detail, instance), instance)
+
+    def _take_away(self, instance: Instance) -> None:
+        """End its processes and give its memory back."""
+        self.backend.provisioner.stop(instance)
         for worker in instance.workers:
             worker.gpu.memory.release(worker)
             worker.server.host_memory.release(worker)
-        instance.phase = Phase.RETIRED
         self.cluster.instances.remove(instance)
-        detail = f"instance {instance.instance_id} of {instance.model}"
-        return self._about_workers(self._decision(hook, "retire", detail, instance), instance)
 
     def _check_progress(self) -> None:
         """Tokens are looked at only when nothing else was progress for too long: each tells when it came."""

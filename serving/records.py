@@ -64,7 +64,7 @@ class DecisionRecord:
     at: Seconds
     hook: str
     action: str
-    """``launch``, ``dispatch``, ``retire``; ``refuse`` is a dispatch of what the instance can never hold."""
+    """``launch``, ``dispatch``, ``retire``; ``refuse``: a sequence was given up; ``lose``: an instance died."""
     detail: str
     """The action in words, or the reason of a refusal."""
     request_id: int | None = None

@@ -53,7 +53,9 @@ def make_testbed(num_servers: int = 4, kind: ServerKind = A10, *, exclusive: boo
 def make_deployment(model: str = "llama2-7b", **changes: Any) -> Deployment:
     """A model with HydraServe's table size and chatbot SLOs."""
     sizes = {"opt-2.7b": 7 * GB, "opt-6.7b": 13 * GB, "llama2-7b": 13 * GB, "llama2-13b": 25 * GB}
-    return replace(Deployment(model=model, size=sizes[model], ttft_slo=7.5, tpot_slo=0.2), **changes)
+    return replace(
+        Deployment(model=model, spec=MODELS[model], size=sizes[model], ttft_slo=7.5, tpot_slo=0.2), **changes
+    )
 
 
 def make_cluster(*deployments: Deployment, testbed: Testbed | None = None) -> Cluster:
@@ -158,6 +160,7 @@ def make_instance(num_blocks: int = 64, scheduler: Scheduler | None = None, **fi
     parts: dict[str, Any] = {
         "instance_id": 0,
         "model": "llama2-7b",
+        "spec": MODELS["llama2-7b"],
         "workers": make_workers(cluster),
         "max_sequences": 8,
         "max_step_tokens": 256,

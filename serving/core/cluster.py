@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from serving.core.clock import Clock
 from serving.core.hardware import Inventory, Server
 from serving.core.instance import Instance, Phase
+from serving.core.model import ModelSpec
 from serving.core.request import Sequence
 from serving.units import Bytes, Seconds
 
@@ -16,6 +17,9 @@ class Deployment:
     """A model that clients may ask for, as the provider's table describes it."""
 
     model: str
+    """Its name; many deployments may share an architecture."""
+    spec: ModelSpec
+    """Its architecture."""
     size: Bytes
     """Size that the provider plans with (a table entry, not the checkpoint's byte count)."""
     ttft_slo: Seconds

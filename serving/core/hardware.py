@@ -75,6 +75,11 @@ class CacheEntry:
         self.transfer = transfer
         transfer.done.wait(self._filled)
 
+    def free(self) -> None:
+        """Let go of the bytes."""
+        if self.transfer is not None:
+            self.transfer.release()
+
     def _filled(self, value: object) -> None:
         del value  # of the signal
         self.complete = True
@@ -127,8 +132,18 @@ class HostCache:
         for entry in evictable:
             if size <= room:
                 break
-            del self._entries[entry.model]
+            self._drop(entry)
             room += entry.size
+
+    def discard(self, model: str) -> None:
+        """Forget a model whose bytes will never all arrive; who reads the entry closes it all the same."""
+        entry = self._entries.get(model)
+        if entry is not None and not entry.complete:
+            self._drop(entry)
+
+    def _drop(self, entry: CacheEntry) -> None:
+        del self._entries[entry.model]
+        entry.free()
 
 
 @dataclass(slots=True, eq=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from serving.core.clock import Clock
 from serving.core.hardware import GPU, Server
 from serving.core.kv import BlockPool
+from serving.core.model import ModelSpec
 from serving.core.plan import StepPlan, StepResult
 from serving.core.request import Sequence, State
 from serving.units import Bytes, Seconds, Tokens
@@ -52,6 +53,7 @@ class Instance:
 
     instance_id: int
     model: str
+    spec: ModelSpec
     workers: tuple[Worker, ...]
     max_sequences: int
     max_step_tokens: Tokens
@@ -70,11 +72,13 @@ class Instance:
     _stepping: bool = False
     _in_flight: StepPlan | None = None
     """The step that the executor computes; its sequences may not change until it ends."""
+    _leaving: list[Sequence] = field(default_factory=list)
+    """Sequences taken back while a step computes them."""
 
     @property
     def num_sequences(self) -> int:
-        """Sequences it holds."""
-        return len(self.waiting) + len(self.running)
+        """Sequences it holds, without those that leave when the step ends."""
+        return len(self.waiting) + len(self.running) - len(self._leaving)
 
     @property
     def spare(self) -> int:
@@ -119,6 +123,8 @@ class Instance:
         """Fold a step's result into the sequences, let finished ones go, and step again."""
         now = self.clock.now
         plan = result.plan
+        if plan is not self._in_flight:
+            return  # of an instance that was lost meanwhile
         self._in_flight = None
         finished: list[Sequence] = []
         for sequence, num_computed, num_output in zip(plan.sequences, plan.num_tokens, result.num_output, strict=True):
@@ -130,6 +136,11 @@ class Instance:
                 sequence.num_tokens = num_tokens = sequence.num_tokens + num_output
                 if num_tokens >= sequence.final_tokens:
                     finished.append(sequence)
+        if self._leaving:
+            finished = [sequence for sequence in finished if sequence not in self._leaving]
+            for sequence in self._leaving:
+                self._let_go(sequence)
+            self._leaving.clear()
         for sequence in finished:
             self._finish(sequence)
         self.step()
@@ -148,12 +159,37 @@ class Instance:
         sequence.state = State.WAITING
         self.waiting.appendleft(sequence)
 
+    def take_back(self, sequence: Sequence) -> None:
+        """Let go of a sequence before its last token: now, or when the step ends that computes it."""
+        if self._in_flight is not None and sequence in self._in_flight.sequences:
+            self._leaving.append(sequence)
+        else:
+            self._let_go(sequence)
+
+    def lose(self) -> list[Sequence]:
+        """Be gone, with all KV; the sequences that it held, oldest first, as they were before they were computed."""
+        self.phase = Phase.RETIRED
+        self._in_flight = None
+        sequences = [sequence for sequence in (*self.running, *self.waiting) if sequence not in self._leaving]
+        for sequence in [*self.running, *self.waiting]:
+            self._let_go(sequence)
+        self._leaving.clear()
+        return sequences
+
     def admit(self, sequence: Sequence) -> None:
         """Move the first waiting sequence into the batch; its blocks are there."""
         if self.waiting.popleft() is not sequence:
             raise RuntimeError(f"sequence {sequence.request.request_id} was not first in the queue")
         sequence.state = State.RUNNING
         self.running.append(sequence)
+
+    def _let_go(self, sequence: Sequence) -> None:
+        self._pool().free(sequence)
+        sequence.num_computed = 0
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
 
     def _finish(self, sequence: Sequence) -> None:
         self._pool().free(sequence)

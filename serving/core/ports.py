@@ -35,6 +35,10 @@ class Transfer(Protocol):
         """The rest of its bytes never arrive; nothing when all have."""
         ...
 
+    def release(self) -> None:
+        """Of a fetch: its bytes in host memory are not needed any more; nothing when they are gone already."""
+        ...
+
 
 class Transport(Protocol):
     """Moves bytes."""
@@ -57,6 +61,10 @@ class Provisioner(Protocol):
 
     def num_blocks(self, instance: Instance) -> int:
         """KV blocks that the instance's memory slices hold beside the weights."""
+        ...
+
+    def stop(self, instance: Instance) -> None:
+        """End the instance's processes; it is retired or lost."""
         ...
 
 
@@ -84,6 +92,10 @@ class Controller(Protocol):
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """A sequence has its last token and left its instance."""
+        ...
+
+    def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
+        """An instance of the model died and its sequences are held again, or (None) a client took a sequence back."""
         ...
 
     def on_interval(self, cluster: Cluster) -> list[Action]:

@@ -13,6 +13,19 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How output tokens are drawn; the same seed gives the same tokens, whatever else is in the batch."""
+
+    temperature: float = 0.0
+    """0: the most likely token, always."""
+    top_p: float = 1.0
+    """Only the fewest tokens whose probabilities add up to this are drawn from."""
+    seed: int = 0
+    logprobs: int | None = None
+    """Report the log-probability of each output token, and of so many most likely ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What a client asked for."""
 
@@ -25,8 +38,15 @@ class Request:
     label: str = "measured"
     ttft_slo: Seconds | None = None
     tpot_slo: Seconds | None = None
+    prompt: tuple[int, ...] | None = None
+    """Ids of the prompt tokens; None: only their number is known, which is all that a simulation needs."""
+    sampling: Sampling = Sampling()
 
     def __post_init__(self) -> None:
+        if self.prompt is not None and len(self.prompt) != self.num_prompt_tokens:
+            raise ValueError(
+                f"request {self.request_id}: {self.num_prompt_tokens} prompt tokens, {len(self.prompt)} ids given"
+            )
         if self.num_prompt_tokens < 1 or self.num_output_tokens < 1:
             raise ValueError(
                 f"request {self.request_id}: prompt and output need at least one token each, "
@@ -41,6 +61,8 @@ class State(Enum):
     WAITING = "waiting"
     RUNNING = "running"
     FINISHED = "finished"
+    ABORTED = "aborted"
+    """The client is gone, or no instance can serve it: it gets no more tokens."""
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +80,7 @@ class Sequence:
     num_tokens: Tokens = 0
     num_computed: Tokens = 0
     final_tokens: Tokens = 0
+    """Tokens at which it ends; an engine that meets a stop before lowers it."""
     block_table: list[int] = field(default_factory=list)
     capacity: Tokens = 0
     """Tokens that the blocks of ``block_table`` hold."""
@@ -65,6 +88,12 @@ class Sequence:
     token_times: list[Seconds] = field(default_factory=list)
     finished_at: Seconds | None = None
     num_preemptions: int = 0
+    num_losses: int = 0
+    """Instances that it was on when they were lost."""
+    refusal: str | None = None
+    """Why it was given up, once it was."""
+    output_ids: list[int] = field(default_factory=list)
+    """Ids of the output tokens, where an engine makes real ones."""
 
     def __post_init__(self) -> None:
         self.num_tokens = self.request.num_prompt_tokens

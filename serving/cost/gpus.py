@@ -37,8 +37,21 @@ GPUS: dict[str, GpuSpec] = {
             fp16_flops=125 * TFLOPS,
             source="NVIDIA V100 SXM2 32GB data sheet",
         ),
+        GpuSpec(
+            slug="h200",
+            memory=141 * GB,
+            memory_bandwidth=4800 * GB,
+            fp16_flops=989 * TFLOPS,
+            source="NVIDIA H200 SXM data sheet (141 GB HBM3e, 4.8 TB/s, dense bf16 without sparsity)",
+        ),
     )
 }
+
+MEASURED_ONLY = ("cpu",)
+"""Kinds of devices without a data sheet: what they reach is measured, not derived."""
+
+KINDS = (*GPUS, *MEASURED_ONLY)
+"""Every kind of device that a server may have."""
 
 MEMORY_EFFICIENCY = 0.75
 """Share of peak memory bandwidth that a decode step reaches."""

@@ -1,7 +1,6 @@
 """GPU memory: how many KV blocks a slice holds beside the weights."""
 
 from serving.core.instance import Instance
-from serving.cost.models import MODELS
 from serving.cost.number import Number
 from serving.units import GB, Bytes, Tokens
 
@@ -28,7 +27,7 @@ CONSTANTS = (
 
 def num_blocks(instance: Instance) -> int:
     """KV blocks of an instance: the fewest that any of its stages has room for."""
-    model = MODELS[instance.model]
+    model = instance.spec
     per_layer = model.kv_bytes_per_layer * BLOCK_SIZE
     room = [
         int((worker.memory * UTILISATION - worker.weights) // (per_layer * len(worker.layers)))

@@ -1,8 +1,8 @@
 """Step time from first principles: a forward pass is bound by arithmetic or by memory, whichever is slower."""
 
 from serving.core.instance import Instance, Worker
+from serving.core.model import ModelSpec
 from serving.cost.gpus import COMPUTE_EFFICIENCY, GPUS, MEMORY_EFFICIENCY
-from serving.cost.models import FP16, MODELS, ModelSpec
 from serving.cost.number import Number
 from serving.units import Seconds, Tokens, ms
 
@@ -29,7 +29,7 @@ def forward_time(
     gpu = GPUS[worker.gpu.kind]
     num_layers = len(worker.layers)
     attention = 4 * model.hidden * num_layers * (context_tokens + total_tokens + chunk_pairs)
-    flops = 2 * worker.weights / FP16 * total_tokens + attention
+    flops = 2 * worker.weights / model.bytes_per_value * total_tokens + attention
     moved = worker.weights + context_tokens * num_layers * model.kv_bytes_per_layer
     busy = max(flops / (gpu.fp16_flops * COMPUTE_EFFICIENCY), moved / (gpu.memory_bandwidth * MEMORY_EFFICIENCY))
     return busy / compute_share(worker)
@@ -37,6 +37,6 @@ def forward_time(
 
 def step_time(instance: Instance, total_tokens: Tokens, context_tokens: Tokens, chunk_pairs: int = 0) -> Seconds:
     """Time of a step: the stages of the pipeline one after the other, and the hops between them."""
-    model = MODELS[instance.model]
+    model = instance.spec
     stages = sum(forward_time(model, w, total_tokens, context_tokens, chunk_pairs) for w in instance.workers)
     return stages + HOP * (len(instance.workers) - 1)

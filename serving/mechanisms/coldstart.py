@@ -22,6 +22,8 @@ class ColdStart:
     record: Callable[[StageRecord], None]
     keep_in_host_memory: bool
     _fetches: dict[tuple[int, str], Signal] = field(default_factory=dict)
+    _buffered: dict[int, Transfer] = field(default_factory=dict)
+    """By rank: fetches into a buffer that goes when the weights are loaded."""
 
     def run(self) -> FlowBody:
         """Start all workers and wait for each."""
@@ -77,6 +79,7 @@ class ColdStart:
             entry.fill(transfer)
         started.fire(transfer)
         if entry is None:
+            self._buffered[worker.rank] = transfer
             yield from self._carry(transfer)
         else:
             yield transfer.done  # it goes on for the cache, whatever becomes of this start
@@ -118,6 +121,8 @@ class ColdStart:
             worker.server.cache.close(entry)
         else:
             worker.server.host_memory.release((worker, "weights"))
+            if worker.rank in self._buffered:
+                self._buffered.pop(worker.rank).release()
 
     def _write(self, worker: Worker, stage: Stage, started_at: float, num_bytes: Bytes) -> None:
         self.record(

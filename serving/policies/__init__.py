@@ -5,6 +5,7 @@ from typing import Any
 
 from serving.core.ports import System
 from serving.policies.continuous import ContinuousBatching
+from serving.policies.fixed_instances import FixedInstances, FixedInstancesConfig
 from serving.policies.hydraserve import HydraServe, HydraServeConfig
 from serving.policies.serverless_vllm import ServerlessVllm, ServerlessVllmConfig
 from serving.policies.serverlessllm import ServerlessLLM, ServerlessLLMConfig
@@ -56,6 +57,14 @@ SYSTEMS: dict[str, System] = {
             scheduler=_batching,
             exclusive_gpus=False,
             summary="pipeline group of up to 4 workers, overlap inside each, network-aware placement",
+        ),
+        System(
+            name="fixed_instances",
+            config=FixedInstancesConfig(),
+            controller=FixedInstances,
+            scheduler=_batching,
+            exclusive_gpus=True,
+            summary="so many instances, kept alive; each sequence goes to the one with the fewest",
         ),
     )
 }

@@ -97,8 +97,7 @@ class HydraServe:
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
         """The group's fetches are over; hand out."""
-        for worker in instance.workers:
-            self._bandwidth.release(cluster.now, (instance.model, worker.gpu))
+        self._release(instance, cluster)
         return self._scale(instance.model, cluster, FreeMemory.of(cluster))
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
@@ -106,6 +105,12 @@ class HydraServe:
         if sequence.instance is not None and len(sequence.instance.workers) == 1:
             self.profiles.setdefault(sequence.request.model, Profile()).observe(sequence)
         return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
+
+    def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
+        """Hand out the free seats, and start what is missing again; fetches of a lost start are over."""
+        if lost is not None and lost.pool is None:
+            self._release(lost, cluster)
+        return self._scale(model, cluster, FreeMemory.of(cluster))
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Retire the idle; retry models whose sequences found no room."""
@@ -178,6 +183,10 @@ class HydraServe:
             servers.remove(server)
             chosen.append((server, need))
         return [free.take(server, need, self.config.leftover) for server, need in chosen]
+
+    def _release(self, instance: Instance, cluster: Cluster) -> None:
+        for worker in instance.workers:
+            self._bandwidth.release(cluster.now, (instance.model, worker.gpu))
 
     def _claim(self, deployment: Deployment, placements: list[Placement], cluster: Cluster) -> None:
         stages = len(placements)

@@ -64,6 +64,11 @@ class ServerlessVllm:
         """Hand out the free seat."""
         return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
 
+    def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
+        """Hand out the free seats, and start what is missing again."""
+        del lost
+        return self._scale(model, cluster, FreeMemory.of(cluster))
+
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Retire the idle; retry models whose sequences found no room."""
         actions = retire_idle(cluster, self.config.grace_period)

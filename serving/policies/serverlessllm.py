@@ -21,7 +21,6 @@ from serving.core.instance import Instance, Phase
 from serving.core.request import Sequence
 from serving.core.stages import Stage, StageGraph, Work
 from serving.cost.memory import UTILISATION
-from serving.cost.models import MODELS
 from serving.policies.autoscale import hand_out, retire_idle
 from serving.policies.continuous import Batching
 from serving.policies.knobs import knob
@@ -79,6 +78,11 @@ class ServerlessLLM:
         del sequence, cluster
         return []
 
+    def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
+        """Wait for the tick."""
+        del model, cluster, lost
+        return []
+
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Load balancer, then autoscaler: at most one new instance per model."""
         actions = retire_idle(cluster, self.config.grace_period)
@@ -101,7 +105,7 @@ class ServerlessLLM:
     def _fastest(self, model: str, cluster: Cluster, taken: list[Server]) -> Server | None:
         """The server with a free GPU that holds the model, and room in its pool, on which it is loaded first."""
         size = cluster.deployments[model].size
-        weights = MODELS[model].weight_bytes
+        weights = cluster.deployments[model].spec.weight_bytes
         open_servers = [
             server
             for server in cluster.servers

@@ -7,7 +7,6 @@ from serving.core.clock import Clock, Signal
 from serving.core.instance import Instance, Worker
 from serving.core.stages import Stage, Work
 from serving.cost.memory import num_blocks
-from serving.cost.models import MODELS
 from serving.cost.roofline import forward_time
 from serving.cost.startup import StartupCosts
 from serving.units import Seconds
@@ -35,10 +34,13 @@ class SimProvisioner:
         """KV blocks that fit beside the weights in the tightest stage."""
         return num_blocks(instance)
 
+    def stop(self, instance: Instance) -> None:
+        """Nothing runs that would have to end."""
+
     def _duration(self, instance: Instance, worker: Worker, stage: Stage) -> Seconds:
         costs = self._startup[worker.server.kind]
         if stage.work is Work.PROFILE:
-            return forward_time(MODELS[instance.model], worker, instance.max_step_tokens, 0)
+            return forward_time(instance.spec, worker, instance.max_step_tokens, 0)
         if stage.period:
             return self._stream(stage.name).uniform(0.0, stage.period)
         sigma = sqrt(log(1 + costs.jitter**2))

@@ -83,6 +83,9 @@ class SimTransfer:
         self._halt(self.sent)
         self._links.drop(self)
 
+    def release(self) -> None:
+        """Host memory is accounted for by its owner; there are no bytes to let go of."""
+
     def set_rate(self, rate: BytesPerSecond) -> None:
         """Go on at another rate from now on."""
         self._sent_before = self.sent

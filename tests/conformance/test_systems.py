@@ -37,9 +37,10 @@ MODELS = ("llama2-7b", "opt-2.7b")
 seeds = st.integers(0, 10_000)
 each_system = pytest.mark.parametrize("name", VARIANTS)
 each_that_runs_on_one_server = pytest.mark.parametrize(
-    "name", [name for name in VARIANTS if name not in ("hydraserve", "hydraserve, chunked")]
+    "name", [name for name in VARIANTS if name not in ("hydraserve", "hydraserve, chunked", "fixed_instances")]
 )
-"""A group of static size needs four servers."""
+"""A group of static size needs four servers; fixed instances hold what they have."""
+each_that_retires = pytest.mark.parametrize("name", [name for name in VARIANTS if name != "fixed_instances"])
 
 
 def bursty(seed: int, num_requests: int = 40) -> list[tuple[Seconds, Request]]:
@@ -118,6 +119,9 @@ class Watched:
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         return self._watch(cluster, lambda: self.inner.on_finish(sequence, cluster))
 
+    def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
+        return self._watch(cluster, lambda: self.inner.on_change(model, cluster, lost))
+
     def on_interval(self, cluster: Cluster) -> list[Action]:
         return self._watch(cluster, lambda: self.inner.on_interval(cluster))
 
@@ -168,7 +172,7 @@ def test_times_in_records_never_go_back(name: str, seed: int) -> None:
         assert not isinstance(stage, StageRecord) or stage.started_at <= stage.ended_at
 
 
-@each_system
+@each_that_retires
 @given(seed=seeds)
 @settings(max_examples=4, deadline=None)
 def test_all_memory_is_free_again_when_all_instances_have_retired(name: str, seed: int) -> None:

@@ -45,6 +45,10 @@ class Scripted:
         del sequence, cluster
         return self.script.pop("finish", [])
 
+    def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
+        del model, cluster, lost
+        return self.script.pop("change", [])
+
     def on_interval(self, cluster: Cluster) -> list[Action]:
         del cluster
         return []

@@ -15,6 +15,7 @@ from serving.core.clock import Signal, SimClock, spawn
 from serving.core.instance import Instance, Phase
 from serving.core.kv import BlockPool
 from serving.core.request import Request, Sequence
+from serving.cost.models import MODELS
 from serving.policies.continuous import Batching, ContinuousBatching
 from serving.units import Seconds
 from serving.workload.arrivals import Arrivals, Fixed, Poisson
@@ -53,6 +54,7 @@ def serve_waits(arrivals: Arrivals, num_servers: int, seed: int, *, exponential:
         Instance(
             instance_id=index,
             model="llama2-7b",
+            spec=MODELS["llama2-7b"],
             workers=workers,
             max_sequences=1,
             max_step_tokens=64,
