@@ -7,6 +7,7 @@ from serving.control import Control
 from serving.core.clock import FlowBody, SimClock, spawn
 from serving.core.cluster import Cluster, Deployment
 from serving.core.ports import Backend, System
+from serving.cost.profile import StepTable
 from serving.records import Record
 from serving.sim.executor import SimExecutor
 from serving.sim.provisioner import SimProvisioner
@@ -27,16 +28,18 @@ class Setup:
     system: System
     deployments: tuple[Deployment, ...]
     seed: int
+    steps: StepTable | None = None
+    """Measured step times; None: from the GPUs' data sheets."""
 
 
-def simulated_backend(testbed: Testbed, seed: int) -> tuple[SimClock, Backend]:
+def simulated_backend(testbed: Testbed, seed: int, steps: StepTable | None = None) -> tuple[SimClock, Backend]:
     """The ports in virtual time, and the clock that runs them."""
     clock = SimClock()
     backend = Backend(
         clock=clock,
-        executor=SimExecutor(clock, testbed.startup),
+        executor=SimExecutor(clock, testbed.startup, steps),
         transport=SimTransport(clock, testbed.startup),
-        provisioner=SimProvisioner(clock, testbed.startup, seed),
+        provisioner=SimProvisioner(clock, testbed.startup, seed, steps),
     )
     return clock, backend
 
@@ -65,7 +68,7 @@ def build_control(setup: Setup, backend: Backend, record: Callable[[Record], Non
 def serve(setup: Setup, client: Client, record: Callable[[Record], None]) -> Control:
     """Run one client against one system until every request is answered or refused; returns the control plane as it
     ended. Requests without an answer are recorded even when the run ends by an exception."""
-    clock, backend = simulated_backend(setup.testbed, setup.seed)
+    clock, backend = simulated_backend(setup.testbed, setup.seed, setup.steps)
     control = build_control(setup, backend, record)
 
     def whole_run() -> FlowBody:

@@ -23,6 +23,9 @@ class StartupCosts:
     """Rate of the engine's own weight loader."""
     jitter: float
     """Coefficient of variation of the timed stages."""
+    host_cores: float | None = None
+    """Cores that the testbed's servers share, as logical servers of one machine do: each timed stage wants one.
+    None: a core is always free."""
 
     def timed(self, stage: str) -> Seconds:
         """Time of the stage of that name."""

@@ -4,11 +4,14 @@ from math import log, sqrt
 from random import Random
 
 from serving.core.clock import Clock, Signal
+from serving.core.hardware import Link
 from serving.core.instance import Instance, Worker
 from serving.core.stages import Stage, Work
 from serving.cost.memory import num_blocks
+from serving.cost.profile import StepTable
 from serving.cost.roofline import forward_time
 from serving.cost.startup import StartupCosts
+from serving.sim.transport import FairShare
 from serving.units import Seconds
 
 
@@ -16,18 +19,29 @@ class SimProvisioner:
     """The Provisioner port. Jitter is lognormal with mean 1, one stream per stage name.
 
     Loops of a control plane are not in step with each other, so the wait for one is uniform over its period.
+    Where servers are parts of one machine, the timed stages of all of them share its cores.
     """
 
-    def __init__(self, clock: Clock, startup: dict[str, StartupCosts], seed: int) -> None:
+    def __init__(
+        self, clock: Clock, startup: dict[str, StartupCosts], seed: int, steps: StepTable | None = None
+    ) -> None:
         self._clock = clock
+        self._steps = steps
+        self._processors = FairShare(clock)
+        self._hosts: dict[float, Link] = {}
         self._startup = startup
         self._seed = seed
         self._streams: dict[str, Random] = {}
 
     def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
         """Begin a TIMED, PROFILE or POLL stage, or the wait before a FETCH; the signal fires at its end."""
+        duration = self._duration(instance, worker, stage)
+        cores = self._startup[worker.server.kind].host_cores
+        if cores is not None and not stage.period:
+            host = self._hosts.setdefault(cores, Link("host cores", cores))
+            return self._processors.move(duration, (Link("a core", 1.0), host)).done
         ended = Signal(self._clock)
-        self._clock.call_later(self._duration(instance, worker, stage), ended.fire)
+        self._clock.call_later(duration, ended.fire)
         return ended
 
     def num_blocks(self, instance: Instance) -> int:
@@ -39,6 +53,8 @@ class SimProvisioner:
 
     def _duration(self, instance: Instance, worker: Worker, stage: Stage) -> Seconds:
         costs = self._startup[worker.server.kind]
+        if stage.work is Work.PROFILE and self._steps is not None:
+            return self._steps.prefill_time(instance.max_step_tokens)
         if stage.work is Work.PROFILE:
             return forward_time(instance.spec, worker, instance.max_step_tokens, 0)
         if stage.period:

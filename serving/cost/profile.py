@@ -1,0 +1,134 @@
+"""Profile: what was measured of our own engine on one machine, in the form that the simulator reads.
+
+The step table has no model of the hardware in it, only interpolation: a step costs what a prompt of as many tokens
+costs, plus what sampling for as many sequences adds, plus a constant for each KV entry and each query-key pair that
+attention reads. ``aebench calibrate`` measures all of it; nothing here comes from a paper.
+"""
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from serving.core.plan import StepPlan
+from serving.cost.startup import StartupCosts
+from serving.units import BytesPerSecond, Seconds, Tokens
+
+SCHEMA = 1
+Curve = tuple[tuple[int, Seconds], ...]
+"""Measured times by a count, ascending."""
+
+
+def interpolate(curve: Curve, count: float) -> Seconds:
+    """The curve at a count: linear between its points, and beyond them along its first or last piece; never below 0."""
+    if len(curve) == 1:
+        return curve[0][1]
+    index = min(max(bisect_left(curve, (count,)), 1), len(curve) - 1)
+    (low, at_low), (high, at_high) = curve[index - 1], curve[index]
+    return max(0.0, at_low + (at_high - at_low) * (count - low) / (high - low))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepTable:
+    """Step times of one instance on one worker, from plan to result."""
+
+    prefill: Curve
+    """One prompt of so many tokens, from an empty KV cache."""
+    decode: Curve
+    """So many sequences with one token each and next to no context."""
+    context: Seconds
+    """Per KV entry of earlier steps that the attention reads."""
+    pairs: Seconds
+    """Per ``chunk_pairs`` of a prompt chunk that has a context; ``prefill`` holds those of a prompt without."""
+    hop: Seconds
+    """Per further pipeline stage."""
+    slowdown: tuple[float, ...]
+    """Factor on a step's time when one, two ... instances of the machine compute at once; the last goes for more."""
+
+    def __post_init__(self) -> None:
+        for name in ("prefill", "decode"):
+            counts = [count for count, _ in getattr(self, name)]
+            if not counts or counts != sorted(dict.fromkeys(counts)) or counts[0] < 1:
+                raise ValueError(f"steps.{name}: expected counts that ascend from at least 1, got {counts}")
+        if not self.slowdown or min(self.slowdown) < 1.0:
+            raise ValueError(f"steps.slowdown: expected factors of at least 1, got {list(self.slowdown)}")
+
+    def time(self, plan: StepPlan, num_stages: int, num_busy: int) -> Seconds:
+        """Time of a step while so many instances (this one included) compute."""
+        num_sampled = len(plan.sequences) - plan.ends_in_chunk
+        return self._alone(plan, num_sampled, num_stages) * self.slowdown[min(num_busy, len(self.slowdown)) - 1]
+
+    def prefill_time(self, num_tokens: Tokens) -> Seconds:
+        """Time of a lone prompt."""
+        return interpolate(self.prefill, num_tokens)
+
+    def _alone(self, plan: StepPlan, num_sampled: int, num_stages: int) -> Seconds:
+        rows = interpolate(self.prefill, plan.total_tokens)
+        if num_sampled > 1:
+            rows += interpolate(self.decode, num_sampled) - interpolate(self.prefill, num_sampled)
+        with_context = sum(
+            (num_tokens - 1) * sequence.num_computed
+            for sequence, num_tokens in zip(plan.sequences, plan.num_tokens, strict=True)
+        )
+        reading = self.context * plan.context_tokens + self.pairs * with_context
+        return max(0.0, rows) + reading + self.hop * (num_stages - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Profile:
+    """A machine as measured with one checkpoint."""
+
+    hardware: str
+    """In words, for captions."""
+    device: str
+    """``cpu`` or ``cuda``."""
+    model: str
+    measured_at: str
+    """UTC, ISO 8601."""
+    versions: Mapping[str, str]
+    startup: StartupCosts
+    fetch_rate: BytesPerSecond
+    """Storage server to host memory without a limit."""
+    load_rate: BytesPerSecond
+    """Host memory to device, straight."""
+    steps: StepTable
+
+    def to_json(self) -> dict[str, Any]:
+        """As a JSON object; ``from_json`` reads it back."""
+        from dataclasses import asdict
+
+        return {"schema": SCHEMA, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, table: Any) -> Self:
+        """The profile in a JSON object; ValueError says what is wrong with it."""
+        if not isinstance(table, dict) or table.get("schema") != SCHEMA:
+            raise ValueError(f"expected a JSON object with schema {SCHEMA}")
+        try:
+            steps = table["steps"]
+            return cls(
+                hardware=str(table["hardware"]),
+                device=str(table["device"]),
+                model=str(table["model"]),
+                measured_at=str(table["measured_at"]),
+                versions=dict(table["versions"]),
+                startup=StartupCosts(**table["startup"]),
+                fetch_rate=float(table["fetch_rate"]),
+                load_rate=float(table["load_rate"]),
+                steps=StepTable(
+                    prefill=_curve(steps["prefill"]),
+                    decode=_curve(steps["decode"]),
+                    context=float(steps["context"]),
+                    pairs=float(steps["pairs"]),
+                    hop=float(steps["hop"]),
+                    slowdown=tuple(map(float, steps["slowdown"])),
+                ),
+            )
+        except KeyError as error:
+            raise ValueError(f"key {error.args[0]!r} is missing") from error
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+def _curve(points: Any) -> Curve:
+    return tuple((int(count), float(seconds)) for count, seconds in points)

@@ -1,0 +1,152 @@
+"""Measured profiles: interpolation by hand, and what the simulator makes of shared cores and busy neighbours."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.core.plan import StepPlan
+from serving.cost.profile import Profile, StepTable, interpolate
+from serving.policies import SYSTEMS
+from serving.policies.fixed_instances import FixedInstancesConfig
+from serving.serve import Setup, serve
+from serving.units import GB
+from tests.build import A10, STARTUP, Outcome, make_deployment, make_requests, make_sequence, make_testbed, sent
+
+TABLE = StepTable(
+    prefill=((1, 0.010), (10, 0.019), (100, 0.100)),
+    decode=((1, 0.010), (8, 0.024)),
+    context=1e-5,
+    pairs=1e-6,
+    hop=0.002,
+    slowdown=(1.0, 1.5),
+)
+
+
+def plan_of(*chunks: tuple[int, int]) -> StepPlan:
+    """A plan of (tokens to compute, tokens computed before) per sequence."""
+    plan = StepPlan()
+    for index, (num_tokens, num_computed) in enumerate(chunks):
+        sequence = make_sequence(num_tokens + num_computed, 1, index)
+        sequence.num_computed = num_computed
+        plan.add(sequence, num_tokens)
+    return plan
+
+
+@pytest.mark.parametrize(("count", "seconds"), [(1, 0.010), (4, 0.013), (10, 0.019), (55, 0.0595), (200, 0.190)])
+def test_times_are_linear_between_measurements_and_along_the_last_piece_beyond(count: int, seconds: float) -> None:
+    assert interpolate(TABLE.prefill, count) == pytest.approx(seconds)
+
+
+@given(st.floats(0, 1e6))
+def test_no_count_has_a_negative_time(count: float) -> None:
+    assert interpolate(((4, 0.001), (8, 0.1)), count) >= 0
+
+
+def test_a_lone_prompt_costs_its_entry() -> None:
+    assert TABLE.time(plan_of((100, 0)), 1, 1) == pytest.approx(0.100)
+
+
+def test_decodes_cost_their_entry_and_what_they_read() -> None:
+    assert TABLE.time(plan_of(*[(1, 50)] * 8), 1, 1) == pytest.approx(0.024 + 8 * 50 * 1e-5)
+
+
+def test_a_chunk_beside_decodes_costs_all_rows_once_and_the_sampling_of_each() -> None:
+    # 102 rows by the last piece: 0.100 + 2 x 0.0009; three sampled: decode(3) 0.014 less prefill(3) 0.012
+    expected = 0.1018 + (0.014 - 0.012) + 1e-5 * (50 + 50 + 20) + 1e-6 * 99 * 20
+    assert TABLE.time(plan_of((1, 50), (1, 50), (100, 20)), 1, 1) == pytest.approx(expected)
+
+
+def test_further_stages_cost_a_hop_and_busy_neighbours_a_factor() -> None:
+    assert TABLE.time(plan_of((10, 0)), 3, 1) == pytest.approx(0.019 + 0.004)
+    assert TABLE.time(plan_of((10, 0)), 1, 2) == TABLE.time(plan_of((10, 0)), 1, 5) == pytest.approx(0.0285)
+
+
+def two_instances(gap: float, steps: StepTable | None = TABLE) -> Outcome:
+    system = SYSTEMS["fixed_instances"]
+    records: list[Any] = []
+    setup = Setup(
+        testbed=make_testbed(2, exclusive=True),
+        system=replace(system, config=FixedInstancesConfig(num_instances=2)),
+        deployments=(make_deployment(),),
+        seed=0,
+        steps=steps,
+    )
+    requests = make_requests(4, 10, 1)  # the first two pay for each process's first step
+    client = sent(list(zip((60.0, 60.0, 70.0, 70.0 + gap), requests, strict=True)))
+    return Outcome(serve(setup, client, records.append), records)
+
+
+def test_two_instances_that_compute_at_once_slow_each_other_down() -> None:
+    def answers(gap: float) -> list[float]:
+        records = two_instances(gap).requests[2:]
+        return [(record.first_token_at or 0.0) - record.arrived_at for record in records]
+
+    assert answers(5.0) == pytest.approx([0.019, 0.019])
+    assert answers(0.001) == pytest.approx([0.019, 0.0285])
+
+
+def test_starts_on_one_machine_share_its_cores() -> None:
+    kind = replace(A10, startup=replace(STARTUP, host_cores=2.0))
+
+    def libraries(num_instances: int) -> float:
+        records: list[Any] = []
+        setup = Setup(
+            testbed=make_testbed(num_instances, kind, exclusive=True),
+            system=replace(SYSTEMS["fixed_instances"], config=FixedInstancesConfig(num_instances=num_instances)),
+            deployments=(make_deployment(),),
+            seed=0,
+            steps=TABLE,
+        )
+        outcome = Outcome(serve(setup, sent([(0.0, make_requests(1)[0])]), records.append), records)
+        start, end = outcome.stages()["libraries"]
+        return end - start
+
+    # one worker: 2 s of imports beside 0.5 s of context, a core for each; four workers on two cores: 8 stages at a
+    # quarter of a core each until the contexts are made at t = 2.0, which leaves each import 1.5 s at half a core
+    assert libraries(1) == pytest.approx(2.0)
+    assert libraries(4) == pytest.approx(2.0 + 3.0)
+
+
+PROFILE = Profile(
+    hardware="2-core CPU",
+    device="cpu",
+    model="smollm2-135m",
+    measured_at="2026-11-21T00:00:00+00:00",
+    versions={"torch": "2.13.0"},
+    startup=STARTUP,
+    fetch_rate=3 * GB,
+    load_rate=4 * GB,
+    steps=TABLE,
+)
+
+
+def test_a_profile_reads_back_from_its_json() -> None:
+    assert Profile.from_json(json.loads(json.dumps(PROFILE.to_json()))) == PROFILE
+
+
+def broken(**changes: Any) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(json.dumps(PROFILE.to_json()))
+    table["steps"].update(changes.pop("steps", {}))
+    return {**table, **changes}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([], "expected a JSON object with schema 1"),
+        (broken(schema=2), "expected a JSON object with schema 1"),
+        ({"schema": 1}, "key 'steps' is missing"),
+        (broken(startup={"container": 1.0}), "missing"),
+        (broken(steps={"prefill": []}), "steps.prefill: expected counts that ascend"),
+        (broken(steps={"decode": [[8, 1.0], [4, 1.0]]}), "steps.decode: expected counts that ascend"),
+        (broken(steps={"slowdown": [0.5]}), "steps.slowdown: expected factors of at least 1"),
+        (broken(fetch_rate="fast"), "could not convert string to float"),
+    ],
+)
+def test_a_damaged_profile_is_refused_with_its_key(table: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Profile.from_json(table)
