@@ -1,6 +1,5 @@
-"""The bundled serving engine: policies, mechanisms, cost models and two backends; knows nothing of papers' figures."""
+"""The bundled serving engine: policies, mechanisms, cost models and two backends; knows nothing of papers' figures.
 
-from serving.policies import SYSTEMS
-from serving.serve import Setup, serve
-
-__all__ = ["SYSTEMS", "Setup", "serve"]
+``serving.serve`` runs a workload in virtual time, ``serving.live.setup`` on real weights. Nothing is imported here, for
+the processes of a live run pay for every import before their first byte.
+"""

@@ -26,6 +26,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serving.mechanisms", "serving.policies", "serving.sim", "serving.live"),
     ("serving.testbed", "serving.control"),
     ("serving.serve",),
+    ("serving.live.setup",),
+    ("serving.live.engine", "serving.live.replay"),
+    ("serving.live.calibrate",),
     ("serving",),  # its __init__, the public face
     ("aebench",),
 )
@@ -50,7 +53,16 @@ MAX_FUNCTION_LINES = 60
 MEDIAN_FUNCTION_LINES = 8
 P90_FUNCTION_LINES = 25
 MAX_PARAMETERS = 6
-MORE_PARAMETERS = {"serving.cost.models._llama": "a row of the model table, by keyword"}
+KERNEL = "a GPU kernel takes pointers, strides and compile-time constants one by one"
+MORE_PARAMETERS = {
+    "serving.cost.models._llama": "a row of the model table, by keyword",
+    "serving.live.gpu.attention_kernels.attend_head_group": KERNEL,
+    "serving.live.gpu.attention_kernels.attend_one_head": KERNEL,
+    "serving.live.gpu.row_kernels.add_rms_norm": KERNEL,
+    "serving.live.gpu.row_kernels.multiply_row": KERNEL,
+    "serving.live.gpu.row_kernels.rotate_and_store": KERNEL,
+    "serving.live.gpu.row_kernels.unpack": KERNEL,
+}
 """Functions that may take more, and why."""
 
 

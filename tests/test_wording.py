@@ -4,7 +4,7 @@ import ast
 import re
 from collections.abc import Iterator
 
-from tests.test_architecture import Function, Module, engine, functions, modules, parameters
+from tests.test_architecture import Function, Module, engine, functions, modules, parameters, within
 
 NO_NOUN = ("utils", "util", "common", "helpers", "helper", "types", "misc")
 
@@ -33,6 +33,8 @@ NOT_OUR_WORDS = {
     "info": "the noun itself",
 }
 """Words inside names in serving/, and what they are called here."""
+OTHER_MEANINGS = {"serving.live": ("page", "pages", "query")}
+"""Words that are the right ones in a package: memory comes in pages there, and attention has queries."""
 NOT_OUR_NAMES = {
     r"latency|latencies": "ttft, tpot, itl or e2e",
     r"response_time": "e2e",
@@ -70,7 +72,8 @@ def test_names_in_serving_are_of_our_vocabulary() -> None:
     for module in engine():
         for line, name in defined_names(module):
             words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)]
-            ours = [NOT_OUR_WORDS[word] for word in words if word in NOT_OUR_WORDS]
+            meant = [word for package, fine in OTHER_MEANINGS.items() if within(module.name, package) for word in fine]
+            ours = [NOT_OUR_WORDS[word] for word in words if word in NOT_OUR_WORDS and word not in meant]
             ours += [better for pattern, better in NOT_OUR_NAMES.items() if re.fullmatch(pattern, name)]
             wrong += [f"{module.at(line)}: {name}; here it is {better}" for better in ours]
     assert wrong == []
@@ -107,7 +110,8 @@ def test_every_module_and_every_public_class_and_function_has_a_docstring() -> N
 def public(owner: ast.Module | ast.ClassDef) -> Iterator[Function | ast.ClassDef]:
     """Public classes and functions, and those inside public classes."""
     for node in owner.body:
-        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+        is_setter = any(ast.unparse(decorator).endswith(".setter") for decorator in getattr(node, "decorator_list", ()))
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_") and not is_setter:
             yield node
             if isinstance(node, ast.ClassDef):
                 yield from public(node)

@@ -1,0 +1,67 @@
+"""KvCache: the keys and values of every token of every sequence, in blocks, for the layers of one stage."""
+
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from serving.live.config import ModelConfig
+
+
+@dataclass(slots=True, eq=False)
+class KvCache:
+    """The KV pool of a stage: per layer, keys and values of shape [num_blocks, block_size, num_kv_heads, head_size].
+
+    A token's slot is ``block * block_size + offset``; which blocks a sequence has, its block table says.
+    """
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    _gathered: dict[str, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    @classmethod
+    def allocate(
+        cls,
+        config: ModelConfig,
+        layers: range,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> Self:
+        """A pool for these layers. It starts as zeros: what nobody wrote may be read under a mask, and a NaN would
+        pass through that."""
+        shape = (num_blocks, block_size, config.num_kv_heads, config.head_size)
+        pools = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * len(layers))]
+        return cls(pools[: len(layers)], pools[len(layers) :])
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks in the pool."""
+        return self.keys[0].shape[0]
+
+    @property
+    def block_size(self) -> int:
+        """Tokens that a block holds."""
+        return self.keys[0].shape[1]
+
+    def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Stores tokens' keys and values, both [T, num_kv_heads, head_size], in their slots (int64 [T])."""
+        for pool, rows in ((self.keys[layer], keys), (self.values[layer], values)):
+            pool.view(-1, *pool.shape[2:]).index_put_((slots,), rows)
+
+    def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the blocks (int64 [n]) in that order, [n, block_size, num_kv_heads, head_size], in
+        memory that the next call uses again."""
+        return self._select("keys", self.keys[layer], blocks), self._select("values", self.values[layer], blocks)
+
+    def _select(self, name: str, pool: Tensor, blocks: Tensor) -> Tensor:
+        """Fresh memory for every layer would cost more in page faults than the copy itself."""
+        size = blocks.numel() * pool[0].numel()
+        buffer = self._gathered.get(name)
+        if buffer is None or buffer.numel() < size:
+            buffer = self._gathered[name] = torch.empty(size + size // 2, dtype=pool.dtype, device=pool.device)
+        rows = buffer[:size].view(blocks.numel(), -1)
+        torch.index_select(pool.view(pool.shape[0], -1), 0, blocks, out=rows)
+        return rows.view(-1, *pool.shape[1:])
