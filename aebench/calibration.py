@@ -7,7 +7,36 @@ from typing import Any
 
 from aebench.claim_syntax import key_text
 from aebench.errors import SpecError, near_misses
-from aebench.toml_files import CalibrationFile, check, read_toml
+from aebench.point import GridValue
+from aebench.toml_files import Strict, check, read_toml
+
+
+class CalibrationPoints(Strict):
+    """Paper's points that a calibration used: all of a figure at these grid values."""
+
+    figure: str
+    keys: dict[str, GridValue | list[GridValue]]
+
+
+class CalibratedParameter(Strict):
+    """One number that was set from paper points."""
+
+    name: str
+    """Path in testbeds.toml, such as ``server.a10x1.startup.container``."""
+    value: float
+    unit: str
+    points: list[str]
+    """Names of groups in ``[points]``."""
+
+
+class CalibrationFile(Strict):
+    """``experiments/<paper>/calibration.toml``."""
+
+    method: str
+    residual: dict[str, float]
+    """Per group in ``[points]``: mean absolute relative error left after the fit."""
+    points: dict[str, CalibrationPoints]
+    parameter: list[CalibratedParameter]
 
 
 @dataclass(frozen=True, slots=True)

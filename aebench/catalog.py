@@ -1,18 +1,20 @@
 """Catalog: reads ``experiments/`` and ``figures/`` and resolves the names that a user types."""
 
-import csv
-import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aebench.calibration import Calibration
+from aebench.claim_syntax import key_text
 from aebench.errors import NotFoundError, SpecError, near_misses
 from aebench.experiment import Experiment
+from aebench.paper_points import read_paper_points
+from aebench.settings import merge
 from aebench.toml_files import FigureFile, PaperFile, check, read_toml
+from aebench.world import PAPER, World
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 """The checkout: the folder that holds ``experiments/`` and ``figures/``."""
+
+LIVE = ".live"
+"""Ends the stems of a figure's files for runs on this machine: ``figure7.live.claim``."""
 
 ROOT_VARIABLE = "AEBENCH_ROOT"
 """Environment variable that names another folder to read ``experiments/`` and ``figures/`` from."""
@@ -82,8 +87,8 @@ class Catalog:
         """Figures by id, in printed order."""
         found = {}
         for paper in self.papers:
-            paths = sorted((self.root / "figures" / paper).glob("*.toml"), key=_printed_order)
-            for path in paths:
+            paths = (self.root / "figures" / paper).glob("*.toml")
+            for path in sorted((path for path in paths if not path.stem.endswith(LIVE)), key=_printed_order):
                 figure_id = f"{paper}/{path.stem}"
                 found[figure_id] = Declared(figure_id, path, check(FigureFile, read_toml(path), path))
         self._check_names(found)
@@ -97,11 +102,24 @@ class Catalog:
                 figures[figure_id] = self.figures[figure_id]
         return list(figures.values())
 
-    def experiment(self, experiment_id: str, scale: str = "paper", settings: Sequence[str] = ()) -> Experiment:
-        """An experiment by id."""
+    def experiment(
+        self, experiment_id: str, scale: str = "paper", settings: Sequence[str] = (), world: World = PAPER
+    ) -> Experiment:
+        """An experiment by id, as it is in a world."""
         paper, _, name = experiment_id.partition("/")
         path = self.root / "experiments" / paper / f"{name}.toml"
-        return Experiment.read(path, self.calibration(paper), scale, settings)
+        return Experiment.read(path, self.calibration(paper), scale, settings, world)
+
+    def figure_in(self, declared: Declared, world: World) -> Declared:
+        """The figure's files for a world. One that is not the paper's has claims and points of its own, if any:
+        ``figureN.live.toml`` is merged over the figure's file, less the paper's points."""
+        if not world.is_local:
+            return declared
+        path = declared.path.with_name(f"{declared.name}{LIVE}.toml")
+        tables = read_toml(declared.path)
+        tables.pop("paper", None)
+        merge(tables, read_toml(path) if path.exists() else {})
+        return replace(declared, path=path, file=check(FigureFile, tables, path))
 
     def calibration(self, paper: str) -> Calibration:
         """What the paper's points were used for."""
@@ -112,11 +130,10 @@ class Catalog:
         return calibration
 
     def figure(self, declared: Declared, experiment: Experiment) -> "Figure":
-        """A figure with its points, claims and notes."""
+        """A figure with its points, claims and notes; ``declared`` and ``experiment`` are of one world."""
         from aebench.figure import Figure, PlotSpec
         from aebench.metrics import METRICS
 
-        folder = declared.path.parent
         plot = declared.file.plot.model_dump()
         order = {key: [str(value) for value in values] for key, values in experiment.file.grid.items()}
         keys = [plot[place] for place in ("panel", "x", "series") if plot[place] is not None]
@@ -128,9 +145,10 @@ class Catalog:
             known = f"{near_misses(plot['y'], METRICS)} Known: {', '.join(METRICS)}"
             raise SpecError(declared.path, "plot.y", f"unknown metric {plot['y']!r}.{known}")
         points = self._paper_points(declared, experiment)
-        printed = {} if points is None else {key: points[key].tolist() for key in experiment.grid_keys}
-        self.calibration(declared.paper).check_points(declared.figure_id, printed)
-        notes = folder / f"{declared.name}.md"
+        if not experiment.world.is_local:
+            printed = {} if points is None else {key: points[key].tolist() for key in experiment.grid_keys}
+            self.calibration(declared.paper).check_points(declared.figure_id, printed)
+        notes = declared.path.with_suffix(".md")
         return Figure(
             figure_id=declared.figure_id,
             paper=declared.paper,
@@ -140,8 +158,10 @@ class Catalog:
             paper_points=points,
             claims=self.claims(declared),
             notes=notes.read_text(encoding="utf-8") if notes.exists() else None,
-            folder=folder,
+            folder=declared.path.parent,
             grid=[{key: str(value) for key, value in cell.items()} for cell in experiment.cells()],
+            paper_label=declared.file.paper_label,
+            orientation=declared.file.orientation,
         )
 
     def claims(self, declared: Declared) -> "ClaimFile":
@@ -161,7 +181,11 @@ class Catalog:
             return None
         path = declared.path.parent / declared.file.paper
         columns = [*experiment.grid_keys, declared.file.plot.y]
-        return read_paper_points(path, columns, declared.file.plot.y)
+        points = read_paper_points(path, columns, declared.file.plot.y)
+        if not declared.file.orientation:
+            return points
+        grid = experiment.file.grid.items()  # of hardware that this run did not measure there is nothing to show
+        return _among(points, {key: [key_text(value) for value in values] for key, values in grid})
 
     def _meant(self, name: str) -> list[str]:
         if name == "all":
@@ -232,61 +256,13 @@ class Catalog:
                 raise SpecError(declared.path, "experiment", message)
 
 
+def _among(points: "pd.DataFrame", grid: Mapping[str, Sequence[str]]) -> "pd.DataFrame | None":
+    """The points on the grid; None: there is none."""
+    for key, values in grid.items():
+        points = points[points[key].map(key_text).isin(values)]
+    return points if len(points) else None
+
+
 def _printed_order(path: Path) -> tuple[str, int]:
     digits = "".join(character for character in path.stem if character.isdigit())
     return path.stem.rstrip("0123456789ab"), int(digits or 0)
-
-
-def read_paper_points(path: Path, columns: Sequence[str], metric: str) -> "pd.DataFrame":
-    """The paper's points: one row a bar, grid keys, the metric, and a source for each."""
-    import pandas as pd
-
-    rows = _csv_rows(path)
-    if not rows:
-        raise SpecError(path, "line 1", f"expected a header with {', '.join([*columns, 'source'])}, got an empty file")
-    header, *lines = rows
-    wanted = {*columns, "source"}
-    for column in header:
-        if column not in wanted:
-            raise SpecError(path, "line 1", f"unknown column {column!r}. Known: {', '.join([*columns, 'source'])}")
-    for column in [*columns, "source"]:
-        if column not in header:
-            raise SpecError(path, "line 1", f"column {column!r} is missing")
-    seen: dict[tuple[str, ...], int] = {}
-    points = []
-    for number, cells in enumerate(lines, 2):
-        point = _csv_row(path, number, header, cells, metric)
-        keys = tuple(str(point[column]) for column in columns if column != metric)
-        if seen.setdefault(keys, number) != number:
-            raise SpecError(path, f"line {number}", f"the same point as on line {seen[keys]}: {', '.join(keys)}")
-        points.append(point)
-    return pd.DataFrame(points, columns=header)
-
-
-def _csv_rows(path: Path) -> list[list[str]]:
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return list(csv.reader(file, strict=True))
-    except FileNotFoundError as error:
-        raise SpecError(path, "", "there is no such file") from error
-    except UnicodeDecodeError as error:
-        raise SpecError(path, "", f"not UTF-8 text (byte {error.start})") from error
-    except csv.Error as error:
-        raise SpecError(path, "", f"not a CSV file: {error}") from error
-    except OSError as error:
-        raise SpecError(path, "", f"cannot be read: {error.strerror}") from error
-
-
-def _csv_row(path: Path, number: int, header: list[str], cells: list[str], metric: str) -> dict[str, str | float]:
-    if len(cells) != len(header):
-        raise SpecError(path, f"line {number}", f"expected {len(header)} cells, got {len(cells)}")
-    row: dict[str, str | float] = dict(zip(header, cells, strict=True))
-    try:
-        row[metric] = value = float(row[metric])
-    except ValueError as error:
-        raise SpecError(path, f"line {number}, {metric}", f"expected a number, got {row[metric]!r}") from error
-    if not math.isfinite(value):
-        raise SpecError(path, f"line {number}, {metric}", f"expected a finite number, got {value}")
-    if not row["source"]:
-        raise SpecError(path, f"line {number}, source", "expected where the number comes from, got nothing")
-    return row

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,14 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
+MORE_COMMANDS = {
+    "calibrate": "aebench.cli_calibrate:calibrate",
+    "model": "aebench.cli_model:model",
+    "serve": "aebench.cli_serve:serve",
+    "storage": "aebench.cli_storage:storage",
+}
+"""Commands in files of their own: those of the live backend."""
+
 
 class _Shown(click.ClickException):
     """One of our errors as click shows its own."""
@@ -31,6 +40,18 @@ class _Shown(click.ClickException):
 class Commands(click.Group):
     """Ends on our errors with one message and an exit code, no traceback."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names, in alphabetical order."""
+        return sorted({*super().list_commands(ctx), *MORE_COMMANDS})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported when it is asked for."""
+        if cmd_name not in MORE_COMMANDS:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = MORE_COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), name)
+        return command
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
         before = [signal.signal(number, _stop) for number in STOP_SIGNALS]
@@ -38,6 +59,10 @@ class Commands(click.Group):
             return super().invoke(ctx)
         except AebenchError as error:
             raise _Shown(error) from error
+        except ValueError as error:
+            if not _is_of_the_live_backend(error):
+                raise
+            raise _Shown(AebenchError(str(error))) from error
         except Stopped as stopped:
             _warn(f"Stopped by {signal.Signals(stopped.signum).name}")
             ctx.exit(128 + stopped.signum)
@@ -47,6 +72,13 @@ class Commands(click.Group):
         finally:
             for number, handler in zip(STOP_SIGNALS, before, strict=True):
                 signal.signal(number, handler)
+
+
+def _is_of_the_live_backend(error: ValueError) -> bool:
+    """Whether it is a LiveError, whose text is meant for the user as it is."""
+    from serving.live.errors import LiveError
+
+    return isinstance(error, LiveError)
 
 
 def _stop(signum: int, _: FrameType | None) -> None:
@@ -121,6 +153,8 @@ def doctor(log_path: Path) -> None:
 @cli.command()
 @_what(required=True)
 @click.option("--backend", type=click.Choice(["sim", "live"]), default="sim", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of --backend live  [default: cpu].")
+@click.option("--profile", type=click.Path(path_type=Path, dir_okay=False), help="Simulate a measured machine.")
 @click.option("--scale", type=click.Choice(["smoke", "paper"]), default="paper", show_default=True)
 @click.option("--runs", type=click.IntRange(1, 1000), default=1, help="Repeat with seeds 0..N-1.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="Change a field; grid.KEY=V1,V2 an axis.")
@@ -157,6 +191,7 @@ def plot(what: tuple[str, ...], fill: str | None, out: Path | None, log_path: Pa
 @click.option("--against", type=click.Path(path_type=Path, file_okay=False), help="Compare with another log's runs.")
 @click.option("--fill", type=click.Choice(["history"]), help="Judge points that were not run by shipped logs.")
 @click.option("--points", is_flag=True, help="Also every point beside the paper's.")
+@click.option("--stages", is_flag=True, help="Also when each stage of the cold starts begins and how long it takes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the results for machines.")
 @_log_path("logs")
 def diff(what: tuple[str, ...], fill: str | None, as_json: bool, log_path: Path, **shown: Any) -> None:

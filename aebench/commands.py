@@ -14,15 +14,23 @@ from aebench.catalog import Catalog
 from aebench.claims import exit_code
 from aebench.errors import Stopped, UsageError
 from aebench.logs import RunLog
+from aebench.run_options import RunOptions
 from aebench.runner import RunOutcome
-from aebench.workflow import Drawn, Planned, RunOptions
+from aebench.workflow import Drawn, Planned
 
 Say = Callable[[str], None]
 
 
 def run_options(*, runs: int, settings: tuple[str, ...], jobs: int | None, **flags: Any) -> RunOptions:
-    """Options of ``aebench run`` from its flags; by default one worker a core."""
-    return RunOptions(num_runs=runs, settings=settings, jobs=jobs or os.cpu_count() or 1, **flags)
+    """Options of ``aebench run`` from its flags: by default one worker a core, and for live points always one."""
+    if flags.get("backend") != "live":
+        if flags.get("device") is not None:
+            raise UsageError(f"--device {flags['device']}: only --backend live computes on a device")
+        return RunOptions(num_runs=runs, settings=settings, jobs=jobs or os.cpu_count() or 1, **flags)
+    if flags.get("profile") is not None:
+        raise UsageError("--profile is for simulations, --backend live measures anew; leave out one of them")
+    notes = (f"live points run one at a time, --jobs {jobs} or not",) if jobs is not None and jobs > 1 else ()
+    return RunOptions(num_runs=runs, settings=settings, jobs=1, notes=notes, **flags)
 
 
 def dry_run(names: Sequence[str], options: RunOptions, as_json: bool) -> str:
@@ -54,6 +62,8 @@ def run(names: Sequence[str], options: RunOptions, as_json: bool, say: Say, warn
     planned = workflow.plan(catalog, names, options)
     workflow.rehearse(catalog, planned)
     workflow.refuse_resuming_nothing(planned, options)
+    for note in options.notes:
+        warn(note)
     everything: list[Drawn] = []
     code = 0
     for each in planned:
@@ -86,7 +96,7 @@ def plot(names: Sequence[str], log_path: Path, fill: bool, out: Path | None) -> 
 
 
 def diff(
-    names: Sequence[str], log_path: Path, *, against: Path | None, fill: bool, points: bool, as_json: bool
+    names: Sequence[str], log_path: Path, *, against: Path | None, fill: bool, as_json: bool, **shown: bool
 ) -> tuple[str, int]:
     """The claim tables, and 1 when a claim fails."""
     _refuse_self_fill(log_path, fill)
@@ -98,16 +108,32 @@ def diff(
     if as_json:
         return reporting.to_json([each.result for each in drawn]), code
     blocks = [f"{figure_text(each)}\nlog    {each.log.folder}" for each in drawn]
-    if points:
-        predictions = [each.result.prediction for each in drawn]
-        blocks += [reporting.point_table(prediction) for prediction in predictions if prediction is not None]
+    if shown.get("points"):
+        blocks += [_points_text(each) for each in drawn]
+    if shown.get("stages"):
+        blocks += [_stages_text(catalog, each) for each in drawn]
     if against is not None:
-        from aebench.comparison import compare
+        from aebench.comparison import compare, counterpart
 
-        wanted = [each.figure.figure_id for each in drawn]
-        others = {other.figure.figure_id: other for other in workflow.judged(catalog, wanted, against)}
-        blocks += [compare(each, others[each.figure.figure_id]) for each in drawn]
+        others = workflow.judged(catalog, [each.figure.figure_id for each in drawn], against)
+        blocks += [compare(each, counterpart(each, others)) for each in drawn]
     return "\n\n".join(blocks), code
+
+
+def _points_text(drawn: Drawn) -> str:
+    from aebench.figure import cells
+
+    unit = drawn.figure.plot.unit
+    return reporting.point_table(cells(drawn.figure, drawn.summary, drawn.calibrated), unit)
+
+
+def _stages_text(catalog: Catalog, drawn: Drawn) -> str:
+    from aebench.stages import stage_rows, stage_table
+
+    manifest = drawn.log.manifest
+    experiment = catalog.experiment(manifest.experiment, world=manifest.world)
+    rows = stage_rows(drawn.log, experiment.file.measure.labels)
+    return f"stages of {drawn.log.folder}\n{stage_table(rows, manifest.grid_keys)}"
 
 
 def report(names: Sequence[str], log_path: Path, out: Path) -> str:
@@ -125,7 +151,11 @@ def figure_text(drawn: Drawn) -> str:
     """What a reviewer asks first: the finding, the error of prediction, the claims, the files."""
     result = drawn.result
     headline = reporting.headline(result.figure_id, result.judgements, result.backend, result.wall_seconds)
-    lines = ["", headline, *([changed] if (changed := workflow.changes(drawn.log)) else [])]
+    manifest = drawn.log.manifest
+    how = {"sim": "Simulated from a profile of", "live": "Measured on"}[result.backend]
+    measured = f"{how} {result.hardware}." if result.hardware is not None else ""
+    remarks = (measured, manifest.late_clock, workflow.changes(drawn.log))
+    lines = ["", headline, *(remark for remark in remarks if remark)]
     if result.prediction is not None:
         lines += [part.strip() for part in result.prediction.text.split(";")]
     if result.judgements:

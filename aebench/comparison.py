@@ -1,10 +1,26 @@
 """Comparison: one figure's values in two logs."""
 
+from collections.abc import Sequence
+
 from aebench.report import signed_percent
+from aebench.shown_runs import measured_on
 from aebench.workflow import Drawn
 
 SHOWN = 10
 """Cells listed at most, largest difference first."""
+
+
+def counterpart(one: Drawn, others: Sequence[Drawn]) -> Drawn:
+    """The same figure of another log: made in the same world on the same hardware if there is one, else on the same
+    device, else any."""
+    found = [other for other in others if other.figure.figure_id == one.figure.figure_id]
+    wanted = measured_on(one.log)
+
+    def fit(other: Drawn) -> tuple[bool, bool]:
+        found = measured_on(other.log)
+        return found == wanted, found[1] == wanted[1]
+
+    return max(found, key=fit)
 
 
 def compare(one: Drawn, other: Drawn) -> str:

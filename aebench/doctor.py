@@ -12,11 +12,15 @@ from pathlib import Path
 
 from aebench.catalog import Catalog
 from aebench.errors import AebenchError
+from aebench.machine import INSTALL_LIVE, LIVE_PACKAGES, SHARED_MEMORY, absent_packages, accelerators
 from serving.core.clock import SimClock
+from serving.live.checkpoint import models_root
 
 CORE = ("click", "jinja2", "matplotlib", "numpy", "pandas", "pyarrow", "pydantic", "scipy", "tqdm")
 NEEDED_DISK = 100e6
 """Bytes for logs and figures of a full run."""
+NEEDED_SHARED_MEMORY = 1.5e9
+"""Bytes for the weights of the smallest live figure: two models of 0.54 GB, and one on its way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,8 @@ class Finding:
     text: str
     needed: bool = True
     """Whether the sim backend needs it."""
+    live: bool = False
+    """Whether the live backend needs it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,15 @@ class Examination:
         width = max(len(finding.name) for finding in self.findings)
         lines = [f"{self._mark(f):<7}  {f.name:<{width}}  {f.text}" for f in self.findings]
         can = "can run: every figure on --backend sim" if self.healthy else "cannot run yet: mend what is missing"
-        return "\n".join([*lines, "", can])
+        return "\n".join([*lines, "", can, *([self._live] if self.healthy else [])])
+
+    @property
+    def _live(self) -> str:
+        """Whether the live backend can run too, and what keeps it from that."""
+        absent = [finding.name for finding in self.findings if finding.live and not finding.well]
+        if absent:
+            return f"cannot run --backend live yet, see: {', '.join(absent)}"
+        return f"can run --backend live on: {', '.join(['cpu', *(['cuda'] if accelerators() else [])])}"
 
     def _mark(self, finding: Finding) -> str:
         if finding.well:
@@ -58,6 +72,7 @@ class Examination:
 def examine(log_path: Path) -> Examination:
     """Look at interpreter, packages, experiments, disk, speed, and what the live backend would need."""
     found = [_python(), _packages(), _experiments(), _disk(log_path), _speed(), _git(), _gpu()]
+    found += [_live_packages(), _models(), _shared_memory()]
     return Examination(tuple(found))
 
 
@@ -115,6 +130,35 @@ def _git() -> Finding:
 
 
 def _gpu() -> Finding:
-    well = shutil.which("nvidia-smi") is not None
-    text = "an NVIDIA driver is here" if well else "no NVIDIA driver; the simulator needs none"
-    return Finding("GPU", well, text, needed=False)
+    found = [f"{accelerator.name} ({accelerator.memory})" for accelerator in accelerators()]
+    if found:
+        return Finding("GPU", True, ", ".join(found), needed=False)
+    text = "the NVIDIA driver shows no device" if shutil.which("nvidia-smi") else "no NVIDIA driver"
+    return Finding("GPU", False, f"{text}; the simulator and --device cpu need none", needed=False)
+
+
+def _live_packages() -> Finding:
+    absent = absent_packages()
+    if absent:
+        text = f"no {', '.join(absent)}; for --backend live: {INSTALL_LIVE}"
+        return Finding("live extra", False, text, needed=False, live=True)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIVE_PACKAGES)
+    return Finding("live extra", True, versions, needed=False, live=True)
+
+
+def _models() -> Finding:
+    root = models_root()
+    names = sorted(path.parent.name for path in root.glob("*/config.json"))
+    if names:
+        return Finding("models", True, f"{', '.join(names)} in {root}", needed=False, live=True)
+    text = f"none in {root}; for --backend live: aebench model import {root / 'smollm2-135m'}"
+    return Finding("models", False, text, needed=False, live=True)
+
+
+def _shared_memory() -> Finding:
+    if not SHARED_MEMORY.is_dir():
+        text = f"no {SHARED_MEMORY}: live runs keep fetched weights in files of the temporary folder"
+        return Finding("shm", True, text, needed=False)
+    free = shutil.disk_usage(SHARED_MEMORY).free
+    text = f"{SHARED_MEMORY}, {free / 1e9:.1f} GB free; a live run keeps a model's weights there, once a fetch"
+    return Finding("shm", free > NEEDED_SHARED_MEMORY, text, needed=False, live=True)

@@ -2,15 +2,19 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from math import nan
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from aebench.point import Point
 from serving.core.cluster import Deployment
+from serving.core.model import ModelSpec
 from serving.core.ports import System
 from serving.core.request import Request
 from serving.cost.models import MODELS
+from serving.cost.profile import Profile
 from serving.cost.startup import StartupCosts
 from serving.policies import configured
 from serving.records import Record
@@ -23,9 +27,24 @@ from serving.workload.clients import Client, closed_loop, cold_requests, open_lo
 Spec = Mapping[str, Any]
 
 
-def execute(point: Point, write: Callable[[Record], None]) -> None:
-    """Simulate one point and hand its records to ``write``."""
+VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+"""Bytes of a weight by its type."""
+
+
+def execute(point: Point, write: Callable[[Record], None]) -> Seconds | None:
+    """Run one point in its world and hand its records to ``write``; how late a real clock's timers ran (99th
+    percentile), None for virtual time."""
+    if is_live(point.spec):
+        from aebench.live_point import execute as execute_live
+
+        return execute_live(point, write)
     serve(setup(point.spec, point.seed), client(point.spec, point.seed), write)
+    return None
+
+
+def is_live(spec: Spec) -> bool:
+    """Whether the point runs on real processes."""
+    return spec.get("backend") == "live"
 
 
 def setup(spec: Spec, seed: int) -> Setup:
@@ -34,18 +53,45 @@ def setup(spec: Spec, seed: int) -> Setup:
     return Setup(
         testbed=testbed(spec, lends_whole_gpus(spec["isolation"], system)),
         system=system,
-        deployments=tuple(
-            Deployment(
-                model=model,
-                spec=MODELS[model],
-                size=table["size_gb"] * GB,
-                ttft_slo=table["ttft_slo"],
-                tpot_slo=table["tpot_slo"],
-            )
-            for model, table in spec["deployments"].items()
-        ),
+        deployments=deployments(spec),
         seed=seed,
+        steps=None if (measured := profile(spec)) is None else measured.steps,
     )
+
+
+def profile(spec: Spec) -> Profile | None:
+    """What was measured of the machine that is simulated; None: it is the paper's, or a real one."""
+    return Profile.from_json(spec["profile"]) if "profile" in spec else None
+
+
+def deployments(spec: Spec) -> tuple[Deployment, ...]:
+    """What clients may ask for."""
+    architectures = model_specs(spec)
+    return tuple(
+        Deployment(
+            model=model,
+            spec=architectures[model],
+            size=table["size_gb"] * GB,
+            ttft_slo=table["ttft_slo"],
+            tpot_slo=table["tpot_slo"],
+        )
+        for model, table in spec["deployments"].items()
+    )
+
+
+def model_specs(spec: Spec) -> dict[str, ModelSpec]:
+    """Architecture by deployment: as the checkpoint has it where the point runs live, else as the table of models."""
+    if is_live(spec):
+        from aebench.live_point import checkpoint_specs
+
+        return checkpoint_specs(spec)
+    return {
+        model: _tabled(MODELS[table.get("architecture", model)], table) for model, table in spec["deployments"].items()
+    }
+
+
+def _tabled(model: ModelSpec, table: Spec) -> ModelSpec:
+    return replace(model, bytes_per_value=VALUE_BYTES[table["dtype"]]) if "dtype" in table else model
 
 
 def lends_whole_gpus(isolation: str, system: System) -> bool:
@@ -54,12 +100,17 @@ def lends_whole_gpus(isolation: str, system: System) -> bool:
 
 
 def testbed(spec: Spec, exclusive: bool) -> Testbed:
-    """The machines that take part: those with the point's GPU, at most ``max_servers`` of a kind."""
+    """The machines that take part: those with the point's GPU, at most ``max_servers`` of a kind, as fast as a profile
+    says where there is one."""
+    measured = profile(spec)
     most = spec["max_servers"]
     kinds = [(name, table) for name, table in spec["servers"].items() if spec["gpu"] in (None, table["gpu"])]
     return Testbed(
         servers=tuple(
-            (server_kind(name, table, spec["cache_gib"]), min(table["count"], most or table["count"]))
+            (
+                as_measured(server_kind(name, table, spec["cache_gib"]), measured),
+                min(table["count"], most or table["count"]),
+            )
             for name, table in kinds
         ),
         num_stores=spec["stores"],
@@ -70,26 +121,48 @@ def testbed(spec: Spec, exclusive: bool) -> Testbed:
 
 def server_kind(name: str, table: Spec, cache_gib: float) -> ServerKind:
     """A server type from its TOML table."""
-    startup = table["startup"]
+    nic_rate = table["nic_gbps"] * Gbps
     return ServerKind(
         name=name,
         gpu=table["gpu"],
         num_gpus=table["num_gpus"],
         gpu_memory=table["gpu_memory_gb"] * GB,
         dram=table["dram_gb"] * GB,
-        nic_rate=table["nic_gbps"] * Gbps,
-        fetch_rate=table["fetch_gb_s"] * GB,
+        nic_rate=nic_rate,
+        fetch_rate=nic_rate if table["fetch_gb_s"] is None else table["fetch_gb_s"] * GB,
         pcie_rate=table["pcie_gb_s"] * GB,
         cache=cache_gib * GiB,
-        startup=StartupCosts(
-            container=startup["container"],
-            libraries=startup["libraries"],
-            context=startup["context"],
-            engine=startup["engine"],
-            first_step=startup["first_step"],
-            engine_load_rate=startup["engine_load_gb_s"] * GB,
-            jitter=startup["jitter"],
-        ),
+        startup=UNKNOWN if table["startup"] is None else _startup_costs(table["startup"]),
+    )
+
+
+def as_measured(kind: ServerKind, measured: Profile | None) -> ServerKind:
+    """The server type with the start-up times and rates of a profile, below its declared NIC."""
+    if measured is None:
+        return kind
+    return replace(
+        kind,
+        startup=measured.startup,
+        fetch_rate=min(kind.fetch_rate, measured.fetch_rate),
+        pcie_rate=measured.load_rate,
+    )
+
+
+UNKNOWN = StartupCosts(
+    container=nan, libraries=nan, context=nan, engine=nan, first_step=nan, engine_load_rate=nan, jitter=nan
+)
+"""Of servers that only live runs use. An experiment refuses to simulate them; a clock would refuse these."""
+
+
+def _startup_costs(table: Spec) -> StartupCosts:
+    return StartupCosts(
+        container=table["container"],
+        libraries=table["libraries"],
+        context=table["context"],
+        engine=table["engine"],
+        first_step=table["first_step"],
+        engine_load_rate=table["engine_load_gb_s"] * GB,
+        jitter=table["jitter"],
     )
 
 
@@ -130,11 +203,12 @@ def _cold_client(spec: Spec, workload: Spec, seed: int) -> Client:
 
 def evicting(spec: Spec) -> list[str]:
     """Other deployed models, in table order, that together push the point's model out of a host cache."""
-    needed = spec["cache_gib"] * GiB
+    capacity = spec["cache_gib"] * GiB
+    architectures = model_specs(spec)
     models: list[str] = []
     for model in spec["deployments"]:
-        held = sum(MODELS[other].weight_bytes for other in models)
-        if model != spec["model"] and held + MODELS[spec["model"]].weight_bytes <= needed:
+        held = sum(architectures[other].weight_bytes for other in models)
+        if model != spec["model"] and held + architectures[spec["model"]].weight_bytes <= capacity:
             models.append(model)
     return models
 

@@ -4,20 +4,20 @@ import copy
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
+from typing import Any
 
 from aebench.calibration import Calibration
 from aebench.errors import SpecError, UsageError, near_misses
 from aebench.point import GridValue, Point
+from aebench.point_checks import check_name, check_open_loop, check_policy
 from aebench.settings import Tables, apply_setting, expand_dots, held, merge, parts
-from aebench.toml_files import ExperimentFile, ServerTable, TestbedsFile, check, expectation, read_toml, shown
-from serving.cost.gpus import GPUS
+from aebench.toml_files import DeploymentTable, ExperimentFile, ServerTable, TestbedsFile, check, read_toml
+from aebench.world import PAPER, World, tables_for
+from serving.cost.gpus import KINDS
 from serving.cost.models import MODELS
-from serving.policies import SYSTEMS, configured
+from serving.policies import SYSTEMS
 from serving.testbed import isolation
 from serving.units import GB, GiB
 from serving.workload.traces import TraceError, read_trace
@@ -31,23 +31,28 @@ class Experiment:
     """``paper/name``."""
     path: Path
     tables: Mapping[str, Any]
-    """The file's tables with scale and settings merged in; validated."""
+    """The file's tables with world, scale and settings merged in; validated."""
     file: ExperimentFile
     testbeds: TestbedsFile
     testbeds_path: Path
     source: str
     """The file, and the settings that changed it: where a mistake is."""
     settings: tuple[str, ...] = ()
+    world: World = PAPER
 
     @classmethod
     def read(
-        cls, path: Path, calibration: Calibration, scale: str = "paper", settings: Sequence[str] = ()
+        cls,
+        path: Path,
+        calibration: Calibration,
+        scale: str = "paper",
+        settings: Sequence[str] = (),
+        world: World = PAPER,
     ) -> "Experiment":
-        """The experiment in a file at a scale, with ``KEY=VALUE`` settings."""
-        tables = read_toml(path)
-        check(ExperimentFile, tables, path)
-        if scale != "paper":
-            merge(tables, expand_dots(tables.get("scale", {}).get(scale, {})))
+        """The experiment in a file as it is in a world at a scale, with ``KEY=VALUE`` settings."""
+        declared = read_toml(path)
+        check(ExperimentFile, declared, path)
+        tables = tables_for(world, declared, scale)
         for setting in settings:
             apply_setting(tables, setting)
         source = " ".join([str(path), *(["with"] if settings else []), *(f"--set {setting}" for setting in settings)])
@@ -64,6 +69,7 @@ class Experiment:
             testbeds_path=testbeds_path,
             source=source,
             settings=tuple(settings),
+            world=world,
         )
         experiment._check_names()
         return experiment
@@ -117,12 +123,17 @@ class Experiment:
             name: {**self.testbeds.server[name].model_dump(exclude={"sources"}), "count": count}
             for name, count in bed.servers.items()
         }
+        spec["deployments"] = {name: _deployment(table) for name, table in file.deployments.items()}
         arrivals = spec["workload"]["arrivals"]
         if arrivals is not None and arrivals["kind"] == "trace":
             arrivals["sha256"] = self._trace_digest(arrivals["file"])
         spec["isolation"] = bed.isolation
         spec["stores"] = bed.stores
         spec["store_nic_gbps"] = bed.store_nic_gbps
+        if self.world.backend == "live":
+            spec |= {"backend": "live", "device": self.world.device}
+        if self.world.profile is not None:
+            spec["profile"] = self.world.profile.to_json()
         return spec
 
     def _trace_digest(self, file: str) -> str:
@@ -155,8 +166,12 @@ class Experiment:
                 self._check_name(f"exclude[{rule_index}]", "grid key", key, self.file.grid)
         for key in self.file.when:
             self._check_name("when", "grid key", key, self.file.grid)
-        for model in self.file.deployments:
-            self._check_name(f"deployments.{model}", "model", model, MODELS)
+        for model, table in self.file.deployments.items():
+            key = f"deployments.{model}"
+            if table.architecture is not None:
+                self._check_name(f"{key}.architecture", "model", table.architecture, MODELS)
+            else:
+                self._check_name(key, "model", model, MODELS)
         self._check_name("testbed", "testbed", self.file.testbed, self.testbeds.testbed)
         self._check_testbeds()
 
@@ -166,31 +181,27 @@ class Experiment:
                 if server not in self.testbeds.server:
                     raise SpecError(self.testbeds_path, f"testbed.{name}.servers", f"no [server.{server}]")
         for name, server_table in self.testbeds.server.items():
-            if server_table.gpu not in GPUS:
-                message = f"unknown GPU {server_table.gpu!r}. Known: {', '.join(GPUS)}"
+            if server_table.gpu not in KINDS:
+                message = f"unknown GPU {server_table.gpu!r}. Known: {', '.join(KINDS)}"
                 raise SpecError(self.testbeds_path, f"server.{name}.gpu", message)
 
     def _check_name(self, where: str, what: str, name: Any, known: Any) -> None:
-        if name not in known:
-            names = [str(one) for one in known]
-            label = {"gpu": "GPU"}.get(what, what)
-            close = near_misses(str(name), names)
-            raise SpecError(self.source, where, f"unknown {label} {name!r}.{close} Known: {', '.join(names)}")
+        check_name(self.source, where, what, name, known)
 
     def _check_point(self, file: ExperimentFile) -> None:
         if file.system is None:
             raise SpecError(self.source, "system", "missing: give a system, or a grid axis of systems")
         self._check_name("system", "system", file.system, SYSTEMS)
         if file.gpu is not None:
-            self._check_name("gpu", "gpu", file.gpu, GPUS)
+            self._check_name("gpu", "gpu", file.gpu, KINDS)
         if file.model is not None:
             self._check_name("model", "model", file.model, file.deployments)
         elif file.workload.kind == "cold_requests":
             raise SpecError(self.source, "model", "missing: cold_requests needs a model, or a grid axis of models")
         self._check_isolation(file)
         self._check_machines(file)
-        self._check_policy(file)
-        self._check_open_loop(file)
+        check_policy(file, self.source)
+        check_open_loop(file, self.source)
         workload, drop = file.workload, file.measure.drop_largest
         if workload.kind == "cold_requests" and drop >= workload.repeats:
             message = f"expected less than workload.repeats, which is {workload.repeats}, got {drop}"
@@ -220,6 +231,12 @@ class Experiment:
             if file.cache_gib * GiB > table.dram_gb * GB:
                 message = f"expected at most the {table.dram_gb:g} GB of memory of {name}, got {file.cache_gib:g} GiB"
                 raise SpecError(self.source, "cache_gib", message)
+            if table.startup is None and not self.world.is_local:
+                message = (
+                    f"{name} of testbeds.toml has no start-up times to simulate with. "
+                    "Expected --backend live, or --profile with what aebench calibrate measured"
+                )
+                raise SpecError(self.source, "testbed", message)
 
     def _check_settings(self, specs: Sequence[Tables]) -> None:
         """A setting reaches some point: it is not overruled by ``[when...]`` in all of them."""
@@ -242,52 +259,10 @@ class Experiment:
             for model in dict.fromkeys(row.model for row in rows):
                 self._check_name(f"workload.arrivals.file {file}", "model", model, models)
 
-    def _check_policy(self, file: ExperimentFile) -> None:
-        """Every ``policy`` key is a knob of the system, and its value of the knob's type."""
-        config = SYSTEMS[str(file.system)].config
-        own = {key: value for key, value in file.policy.items() if key != "batching"}
-        self._check_knobs("policy", f"knob of {file.system}", config, own)
-        batching = file.policy.get("batching", {})
-        if not isinstance(batching, dict):
-            raise SpecError(self.source, "policy.batching", f"expected a table, got {batching!r}")
-        self._check_knobs("policy.batching", "knob of continuous batching", config.batching, batching)
-        try:
-            configured(str(file.system), file.policy)
-        except ValueError as error:
-            raise SpecError(self.source, "policy", str(error)) from error
 
-    def _check_knobs(self, where: str, what: str, config: Any, changes: Mapping[str, Any]) -> None:
-        types = get_type_hints(type(config))
-        known = [item.name for item in fields(config) if item.name != "batching"]
-        for key, value in changes.items():
-            self._check_name(f"{where}.{key}", what, key, known)
-            try:
-                TypeAdapter(types[key]).validate_python(value, strict=True)
-            except ValidationError as error:
-                message = f"expected {expectation(error.errors()[0]['msg'])}, got {shown(value)}"
-                raise SpecError(self.source, f"{where}.{key}", message) from error
-
-    def _check_open_loop(self, file: ExperimentFile) -> None:
-        """An open loop says how requests arrive and how long they are, each kind with its own numbers."""
-        workload = file.workload
-        if workload.kind != "open_loop":
-            return
-        if workload.arrivals is None:
-            raise SpecError(self.source, "workload.arrivals", "missing: an open loop needs it")
-        needs = {"poisson": ("rate",), "gamma": ("rate", "cv"), "fixed": ("gap",), "trace": ("file",)}
-        self._require("workload.arrivals", workload.arrivals, needs)
-        if workload.arrivals.kind == "trace":
-            return
-        needs = {"fixed": ("tokens",), "lognormal": ("median", "sigma"), "empirical": ("values",)}
-        for name, table in (("prompt", workload.prompt), ("output", workload.output)):
-            if table is None:
-                raise SpecError(self.source, f"workload.{name}", "missing: an open loop needs it")
-            self._require(f"workload.{name}", table, needs)
-
-    def _require(self, where: str, table: Any, needs: Mapping[str, Sequence[str]]) -> None:
-        for key in needs[table.kind]:
-            if getattr(table, key) is None:
-                raise SpecError(self.source, f"{where}.{key}", f"missing: kind = {table.kind!r} needs it")
+def _deployment(table: DeploymentTable) -> Tables:
+    """A deployment in a point's spec; what it does not say is left out, as before it could be said."""
+    return {key: value for key, value in table.model_dump().items() if value is not None}
 
 
 _FIELDS_OF_A_POINT = ("system", "model", "gpu")
@@ -297,4 +272,4 @@ _SPEC_FIELDS = ("system", "model", "gpu", "max_servers", "cache_gib", "workload"
 
 
 def _known_values(key: str, file: ExperimentFile) -> Any:
-    return {"system": SYSTEMS, "model": file.deployments, "gpu": GPUS}.get(key)
+    return {"system": SYSTEMS, "model": file.deployments, "gpu": KINDS}.get(key)

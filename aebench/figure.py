@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -77,6 +77,10 @@ class Figure:
     folder: Path
     grid: Sequence[Keys] = ()
     """Cells the experiment's grid has; with them a cell that neither ran nor was printed shows as absent."""
+    paper_label: str = "paper"
+    """What the legend calls the paper's points."""
+    orientation: bool = False
+    """The paper's points were made on other hardware: they are shown, and nothing is compared with them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,11 +105,14 @@ class Cell:
     """The paper's value was used to set a parameter."""
     history: bool
     """The measured value was filled in from a shipped log."""
+    orientation: bool = False
+    """The paper's value is of other hardware."""
 
     @property
     def error(self) -> float | None:
-        """Signed relative difference to the paper; None where either is missing or the paper's is 0."""
-        if self.measured is None or not self.paper:
+        """Signed relative difference to the paper; None where either is missing, the paper's is 0, or it is there for
+        orientation only."""
+        if self.measured is None or not self.paper or self.orientation:
             return None
         return (self.measured.mean - self.paper) / abs(self.paper)
 
@@ -118,10 +125,11 @@ def cells(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated) -> li
     declared = (tuple(key_text(cell[key]) for key in keys) for cell in figure.grid if set(keys) <= set(cell))
     found = dict.fromkeys([*measured, *paper, *declared])
     rank = _rank(figure.plot, keys, found)
-    return [
+    ordered = [
         _cell(dict(zip(keys, place, strict=True)), measured.get(place), paper.get(place), calibrated)
         for place in sorted(found, key=rank)
     ]
+    return [replace(cell, orientation=True) for cell in ordered] if figure.orientation else ordered
 
 
 def values_in_order(plot: PlotSpec, key: str | None, found: Iterable[Cell]) -> list[str]:

@@ -48,7 +48,7 @@ class RunLog:
         manifest = dataclasses.replace(
             manifest,
             status="started",
-            host=describe_host(),
+            host={**manifest.host, **describe_host()},
             versions=package_versions(),
             commit=commit,
             dirty=dirty,

@@ -5,7 +5,8 @@ import os
 from aebench.catalog import Catalog
 from aebench.errors import NotFoundError, near_misses
 from aebench.report import duration_text
-from aebench.workflow import RunOptions, plan
+from aebench.run_options import RunOptions
+from aebench.workflow import plan
 
 
 def figure_list(paper: str | None) -> str:

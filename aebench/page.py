@@ -11,6 +11,7 @@ from aebench.experiment import Experiment
 from aebench.plotting.draw import draw
 from aebench.point_log import disk_error, replacing
 from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput, render_html
+from aebench.stages import StageRow, stage_rows
 from aebench.workflow import Drawn
 from serving.cost import gpus, memory, roofline
 from serving.cost.models import MODELS
@@ -45,7 +46,14 @@ def _section(catalog: Catalog, drawn: Drawn) -> FigureSection:
         manifest=drawn.log.manifest,
         log=str(drawn.log.folder),
         departures=list(_departures(_experiment(catalog, drawn))),
+        stages=_stages(catalog, drawn),
     )
+
+
+def _stages(catalog: Catalog, drawn: Drawn) -> list[StageRow]:
+    """The stages of a figure that draws one cold start a request; over a stream of requests they say little."""
+    file = _experiment(catalog, drawn).file
+    return stage_rows(drawn.log, file.measure.labels) if file.workload.kind == "cold_requests" else []
 
 
 def _svg(drawn: Drawn) -> str:
@@ -58,7 +66,7 @@ def _svg(drawn: Drawn) -> str:
 
 
 def _experiment(catalog: Catalog, drawn: Drawn) -> Experiment:
-    return catalog.experiment(drawn.figure.experiment)
+    return catalog.experiment(drawn.figure.experiment, world=drawn.log.manifest.world)
 
 
 def _systems(experiment: Experiment) -> list[tuple[str, dict[str, Any]]]:
@@ -99,7 +107,7 @@ def _declared(experiment: Experiment) -> Iterator[Parameter]:
     file = experiment.file
     tables: dict[str, Any] = {"workload": file.workload.model_dump(exclude_unset=True), "when": file.when}
     tables |= {"cache_gib": file.cache_gib} if file.cache_gib else {}
-    tables |= {"deployments": {model: table.model_dump() for model, table in file.deployments.items()}}
+    tables |= {"deployments": {model: table.model_dump(exclude_none=True) for model, table in file.deployments.items()}}
     for name, value in _flat(tables):
         sources = [source for key, source in file.sources.items() if name == key or name.startswith(f"{key}.")]
         yield Parameter(
@@ -131,8 +139,9 @@ def _testbed(catalog: Catalog, experiment: Experiment) -> Iterator[Parameter]:
     yield Parameter(area=area, name="store_nic_gbps", value=_text(bed.store_nic_gbps), unit="Gbps", source=bed.source)
     for server in bed.servers:
         table = experiment.testbeds.server[server]
-        flat = table.model_dump(exclude={"sources", "startup"})
-        flat |= {f"startup.{key}": value for key, value in table.startup.model_dump().items()}
+        flat = table.model_dump(exclude={"sources", "startup"}, exclude_none=True)
+        startup = {} if table.startup is None else table.startup.model_dump()
+        flat |= {f"startup.{key}": value for key, value in startup.items()}
         for key, value in flat.items():
             name = f"server.{server}.{key}"
             source = table.sources.get(key, "calibrated on the paper's points, see below")
@@ -161,7 +170,7 @@ def _policies(experiment: Experiment) -> Iterator[Parameter]:
 
 def _engine(experiment: Experiment) -> Iterator[Parameter]:
     kinds = {experiment.testbeds.server[s].gpu for s in experiment.testbeds.testbed[experiment.file.testbed].servers}
-    for slug in sorted(kinds):
+    for slug in sorted(kinds & set(gpus.GPUS)):
         gpu = gpus.GPUS[slug]
         for key, unit in (("memory", "B"), ("memory_bandwidth", "B/s"), ("fp16_flops", "FLOP/s")):
             yield Parameter(
@@ -171,7 +180,8 @@ def _engine(experiment: Experiment) -> Iterator[Parameter]:
                 unit=unit,
                 source=gpu.source,
             )
-    for slug in experiment.file.deployments:
+    tables = experiment.file.deployments
+    for slug in dict.fromkeys(table.architecture or name for name, table in tables.items()):
         model = MODELS[slug]
         yield Parameter(
             area="models",

@@ -81,11 +81,13 @@ class FigureResult:
     wall_seconds: float
     judgements: Sequence[Judgement]
     prediction: PredictionError | None
+    hardware: str | None = None
+    """What was measured, or simulated from a profile; None: the paper's machines."""
 
 
 def prediction_error(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated) -> PredictionError | None:
-    """The figure's measured values beside the paper's points; None when the paper gives no points."""
-    if figure.paper_points is None:
+    """The figure's measured values beside the paper's points; None when the paper gives none to compare with."""
+    if figure.paper_points is None or figure.orientation:
         return None
     found = cells(figure, summary, calibrated)
     compared = [cell for cell in found if cell.error is not None and not cell.history]
@@ -137,16 +139,22 @@ def claim_table(judgements: Sequence[Judgement]) -> str:
     return "\n".join(lines)
 
 
-def point_table(prediction: PredictionError) -> str:
+def point_table(points: Sequence[Cell], unit: str) -> str:
     """Measured and paper value of every point, in columns."""
-    names = list(prediction.cells[0].keys) if prediction.cells else []
+    names = list(points[0].keys) if points else []
     rows = [[*names, "measured", "paper", "error", ""]]
-    for cell in prediction.cells:
-        paper = "-" if cell.paper is None else value_text(cell.paper, prediction.unit)
-        measured = "-" if cell.measured is None else spread_text(cell.measured, prediction.unit)
+    for cell in points:
+        paper = "-" if cell.paper is None else value_text(cell.paper, unit)
+        measured = "-" if cell.measured is None else spread_text(cell.measured, unit)
         rows.append([*cell.keys.values(), measured, paper, signed_percent(cell.error), point_kind(cell)])
+    return columns(rows, len(names), 3)
+
+
+def columns(rows: Sequence[Sequence[str]], num_names: int, num_numbers: int) -> str:
+    """Rows as aligned text: names to the left, then numbers to the right, then what is left to the left."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    pads = [str.ljust] * len(names) + [str.rjust] * 3 + [str.ljust]
+    rest = len(widths) - num_names - num_numbers
+    pads = [str.ljust] * num_names + [str.rjust] * num_numbers + [str.ljust] * rest
     return "\n".join(
         "  ".join(pad(text, width) for pad, text, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows
     )
@@ -158,13 +166,15 @@ def to_json(results: Sequence[FigureResult]) -> str:
 
 
 def point_kind(cell: Cell) -> str:
-    """What a point is: absent, history, calibration, prediction; empty without a paper value."""
+    """What a point is: absent, history, calibration, other hardware, prediction; empty without a paper value."""
     if cell.measured is None:
         return "absent"
     if cell.history:
         return "history"
     if cell.calibrated:
         return "calibration"
+    if cell.orientation and cell.paper is not None:
+        return "other hardware"
     return "" if cell.paper is None else "prediction"
 
 
@@ -224,6 +234,7 @@ def _figure_json(result: FigureResult) -> dict[str, Any]:
     return {
         "figure": result.figure_id,
         "backend": result.backend,
+        "hardware": result.hardware,
         "wall_seconds": result.wall_seconds,
         "finding": finding(result.judgements),
         "verdicts": {str(verdict): count for verdict, count in verdict_counts(result.judgements).items()},

@@ -14,6 +14,7 @@ from aebench.figure import Figure, value_text
 from aebench.markdown import to_html
 from aebench.report import FigureResult
 from aebench.run_manifest import RunManifest
+from aebench.stages import StageRow
 
 VERDICTS: Mapping[Verdict, tuple[str, str]] = {
     Verdict.PASS: ("✓", "what was measured is where the paper says"),
@@ -67,11 +68,21 @@ class FigureSection:
     """Where that run lies, as the user would type it."""
     departures: Sequence[str] = ()
     """Departures of the systems shown from their papers, a sentence each."""
+    stages: Sequence[StageRow] = ()
+    """The stages of the run's cold starts."""
+
+    @property
+    def title(self) -> str:
+        """The figure, and the hardware where that is not the paper's."""
+        hardware = self.result.hardware
+        return (
+            self.figure.figure_id if hardware is None else f"{self.figure.figure_id}, {self.result.backend}, {hardware}"
+        )
 
     @property
     def anchor(self) -> str:
         """The section's id in the page, also the prefix of the ids inside its drawing."""
-        return re.sub(r"[^A-Za-z0-9]+", "-", self.figure.figure_id)
+        return re.sub(r"[^A-Za-z0-9]+", "-", self.title)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,12 @@ from typing import Any, Literal, Self
 
 from aebench.errors import LogError
 from aebench.log_format import SCHEMA, check_schema, upgrade
+from aebench.world import World
+from serving.units import ms
 
 Status = Literal["started", "success", "partial", "error", "stopped"]
+MAX_CLOCK_LAG = 1 * ms
+"""Lag of a live run's timers from which on the run says that it was late."""
 _PACKAGES = ("aebench", "numpy", "pandas", "pyarrow", "scipy", "matplotlib", "torch")
 
 
@@ -49,11 +53,35 @@ class RunManifest:
     scale: str = "paper"
     settings: tuple[str, ...] = ()
     """What ``--set`` changed, as it was typed."""
+    device: str | None = None
+    """What live workers computed on; None: the paper's machines."""
 
     @property
     def as_declared(self) -> bool:
         """Whether the experiment ran as its file declares it."""
         return self.scale == "paper" and not self.settings
+
+    @property
+    def world(self) -> World:
+        """Where the points ran."""
+        return World(self.backend, self.device)
+
+    @property
+    def hardware(self) -> str | None:
+        """The hardware that was measured, or simulated from a profile of it; None: the paper's machines."""
+        named = self.host.get("hardware")
+        return None if named is None else str(named)
+
+    @property
+    def late_clock(self) -> str | None:
+        """What to say of a clock that was too late for what the run measured; None: it was not."""
+        lag = self.host.get("clock_lag", 0.0)
+        if lag <= MAX_CLOCK_LAG:
+            return None
+        return (
+            f"Timers ran up to {1e3 * lag:.1f} ms late (99th percentile; expected at most {1e3 * MAX_CLOCK_LAG:g} ms): "
+            "times of that size are the control process's, not the device's."
+        )
 
     @classmethod
     def parse(cls, content: bytes, path: Path) -> Self:

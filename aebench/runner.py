@@ -18,6 +18,7 @@ from aebench.logs import RunLog
 from aebench.metrics import summary_frame
 from aebench.point import Point
 from aebench.run_manifest import Status
+from serving.units import Seconds
 
 
 class Host(Protocol):
@@ -86,6 +87,8 @@ class _Tally:
     bar: "tqdm[NoReturn]"
     errors: dict[str, str] = field(default_factory=dict)
     retries: list[str] = field(default_factory=list)
+    clock_lag: Seconds | None = None
+    """The worst of the points that ran on a real clock."""
 
     def note(self, event: PointEvent) -> None:
         """Takes in one event."""
@@ -93,6 +96,8 @@ class _Tally:
             self.errors[event.point.name] = event.message
         if event.stage is Stage.RETRIED:
             self.retries.append(event.point.name)
+        if event.clock_lag is not None:
+            self.clock_lag = max(event.clock_lag, self.clock_lag or 0.0)
         if event.stage in (Stage.SEALED, Stage.FAILED):
             self.bar.update()
 
@@ -117,6 +122,7 @@ def run_experiment(points: Sequence[Point], run_log: RunLog, host: Host, progres
                 _record_end(run_log, "error", {"run": str(error)}, began)
             raise
         status = _status(len(points), num_done, interrupts.signum)
+        _record_clock_lag(run_log, tally.clock_lag)
         _record_end(run_log, status, tally.errors, began)
     return RunOutcome(
         status=status,
@@ -161,6 +167,13 @@ def _status(num_points: int, num_done: int, signum: int | None) -> Status:
     if signum is not None:
         return "stopped"
     return "partial" if num_done else "error"
+
+
+def _record_clock_lag(run_log: RunLog, clock_lag: Seconds | None) -> None:
+    """Keeps the worst lag over all resumptions with the host, where the clock was a real one."""
+    if clock_lag is not None:
+        worst = max(clock_lag, run_log.manifest.host.get("clock_lag", 0.0))
+        run_log.update(host={**run_log.manifest.host, "clock_lag": worst})
 
 
 def _record_end(run_log: RunLog, status: Status, errors: dict[str, str], began: float) -> None:

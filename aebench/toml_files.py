@@ -72,6 +72,12 @@ class DeploymentTable(Strict):
     size_gb: float = Field(gt=0)
     ttft_slo: float = Field(gt=0)
     tpot_slo: float = Field(gt=0)
+    architecture: str | None = None
+    """A name in MODELS; None: the deployment is named like it."""
+    checkpoint: str | None = None
+    """Folder that a live run loads, below the folder of models; None: it is named like the architecture."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """Type of the weights; None: that of the table of architectures, fp16."""
 
 
 class ExperimentFile(Strict):
@@ -98,6 +104,8 @@ class ExperimentFile(Strict):
     when: dict[str, dict[str, dict[str, Any]]] = {}
     """``[when.KEY.VALUE]`` is merged over the experiment for points with KEY = VALUE."""
     scale: dict[Literal["smoke"], dict[str, Any]] = {}
+    live: dict[str, Any] = {}
+    """Merged over the experiment where it runs on this machine, then ``[live.DEVICE]`` and ``[live.smoke]``."""
     sources: dict[str, str] = {}
     """Where numbers of this file come from, by key or table."""
 
@@ -122,9 +130,11 @@ class ServerTable(Strict):
     gpu_memory_gb: float = Field(gt=0)
     dram_gb: float = Field(gt=0)
     nic_gbps: float = Field(gt=0)
-    fetch_gb_s: float = Field(gt=0)
+    fetch_gb_s: float | None = Field(default=None, gt=0)
+    """None: whatever the NIC lets through."""
     pcie_gb_s: float = Field(gt=0)
-    startup: Startup
+    startup: Startup | None = None
+    """None: nobody has measured it, so only live runs know it."""
     sources: dict[str, str]
 
 
@@ -148,34 +158,6 @@ class TestbedsFile(Strict):
 
     server: dict[str, ServerTable]
     testbed: dict[str, TestbedTable]
-
-
-class CalibrationPoints(Strict):
-    """Paper's points that a calibration used: all of a figure at these grid values."""
-
-    figure: str
-    keys: dict[str, GridValue | list[GridValue]]
-
-
-class CalibratedParameter(Strict):
-    """One number that was set from paper points."""
-
-    name: str
-    """Path in testbeds.toml, such as ``server.a10x1.startup.container``."""
-    value: float
-    unit: str
-    points: list[str]
-    """Names of groups in ``[points]``."""
-
-
-class CalibrationFile(Strict):
-    """``experiments/<paper>/calibration.toml``."""
-
-    method: str
-    residual: dict[str, float]
-    """Per group in ``[points]``: mean absolute relative error left after the fit."""
-    points: dict[str, CalibrationPoints]
-    parameter: list[CalibratedParameter]
 
 
 class PaperFile(Strict):
@@ -211,6 +193,10 @@ class FigureFile(Strict):
     plot: PlotTable
     paper: str | None = None
     """CSV of the paper's points, in the same folder."""
+    paper_label: str = "paper"
+    """What the legend calls them."""
+    orientation: bool = False
+    """The paper's points were made on other hardware: shown beside what was measured, never compared with it."""
     labels: dict[str, str] = {}
 
 

@@ -8,38 +8,25 @@ from typing import TYPE_CHECKING, Any
 
 from aebench import claims as claiming
 from aebench.catalog import Catalog, Declared
-from aebench.claim_syntax import key_text
 from aebench.coverage import covered
 from aebench.errors import LogError, SpecError, UsageError, near_misses
 from aebench.experiment import Experiment
 from aebench.figure import Figure, IsCalibrated
 from aebench.hosts.local import LocalHost
 from aebench.logs import RunLog, find_runs
+from aebench.machine import hardware_of, slug
 from aebench.point import Point
 from aebench.report import FigureResult, prediction_error
 from aebench.run_manifest import RunManifest
+from aebench.run_options import RunOptions
 from aebench.runner import RunOutcome, run_experiment
+from aebench.shown_runs import cells_of, counterpart, filled, refuse_mixing, run_spec, shown_runs, spec_differences
 
 if TYPE_CHECKING:
     import pandas as pd
 
 HISTORY = Path("history_logs")
 """Shipped runs, below the catalog's root."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """Flags of ``aebench run``."""
-
-    backend: str = "sim"
-    scale: str = "paper"
-    num_runs: int = 1
-    settings: tuple[str, ...] = ()
-    jobs: int = 1
-    resume: bool = False
-    log_path: Path = Path("logs")
-    progress: bool = True
-    argv: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +40,9 @@ class Planned:
     @property
     def spec(self) -> dict[str, Any]:
         """What ``run.json`` keeps of the experiment; equal specs make equal records."""
-        tables = {**self.experiment.tables, "testbeds": self.experiment.testbeds.model_dump(mode="json")}
+        tables = run_spec(self.experiment.tables, self.experiment.testbeds.model_dump(mode="json"))
+        profile = self.experiment.world.profile
+        tables |= {} if profile is None else {"profile": profile.to_json()}
         loaded: dict[str, Any] = json.loads(json.dumps(tables))
         return loaded
 
@@ -81,17 +70,26 @@ def plan(catalog: Catalog, names: Sequence[str], options: RunOptions) -> list[Pl
     wanted: dict[str, list[Declared]] = {}
     for declared in catalog.resolve(names):
         wanted.setdefault(declared.experiment_id, []).append(declared)
-    planned = []
+    planned, world = [], options.world
     for experiment_id, figures in wanted.items():
-        experiment = catalog.experiment(experiment_id, options.scale, options.settings)
+        experiment = catalog.experiment(experiment_id, options.scale, options.settings, world)
         if options.backend not in experiment.file.backend:
             runs_on = ", ".join(experiment.file.backend)
             raise UsageError(f"{experiment_id} does not run on --backend {options.backend}, only on: {runs_on}")
         for declared in figures:
-            catalog.figure(declared, experiment)
-        points = tuple(experiment.points(range(options.num_runs)))
-        planned.append(Planned(experiment=experiment, declared=tuple(figures), points=points))
+            catalog.figure(catalog.figure_in(declared, world), experiment)
+        points = _runnable(experiment.points(range(options.num_runs)), options)
+        planned.append(Planned(experiment=experiment, declared=tuple(figures), points=tuple(points)))
     return planned
+
+
+def _runnable(points: Sequence[Point], options: RunOptions) -> Sequence[Point]:
+    """The points, seen to have here what they need."""
+    if options.backend != "live":
+        return points
+    from aebench.live_point import prepared
+
+    return prepared(points, options.device or "cpu")
 
 
 def rehearse(catalog: Catalog, planned: Sequence[Planned]) -> None:
@@ -106,6 +104,7 @@ def rehearse(catalog: Catalog, planned: Sequence[Planned]) -> None:
         keys = each.experiment.grid_keys
         nothing = pd.DataFrame(columns=[*keys, "seed", *METRICS])
         for declared in each.declared:
+            declared = catalog.figure_in(declared, each.experiment.world)
             figure = catalog.figure(declared, each.experiment)
             path = declared.path.with_suffix(".claim")
             if figure.plot.kind not in KINDS:
@@ -118,6 +117,7 @@ def rehearse(catalog: Catalog, planned: Sequence[Planned]) -> None:
 
 def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
     """Run what is missing of one experiment, in a new run or the one that is resumed."""
+    world = planned.experiment.world
     manifest = RunManifest(
         experiment=planned.experiment.experiment_id,
         spec=planned.spec,
@@ -129,6 +129,8 @@ def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
         num_points=len(planned.points),
         scale=options.scale,
         settings=options.settings,
+        device=world.device,
+        host={} if (hardware := hardware_of(world)) is None else {"hardware": hardware},
     )
     log = (_resumed(planned, options) if options.resume else None) or RunLog.create(options.log_path, manifest)
     outcome = run_experiment(planned.points, log, LocalHost(options.jobs), options.progress)
@@ -137,14 +139,16 @@ def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
 
 def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None = None) -> Drawn:
     """A figure's claims and errors against a run, with missing rows filled in from a shipped one if given."""
-    experiment = catalog.experiment(declared.experiment_id)
+    world = log.manifest.world
+    declared = catalog.figure_in(declared, world)
+    experiment = catalog.experiment(declared.experiment_id, world=world)
     figure = catalog.figure(declared, experiment)
-    summary = log.summary() if fill is None else _filled(log.summary(), fill.summary(), experiment.grid_keys)
+    summary = log.summary() if fill is None else filled(log.summary(), fill.summary(), experiment.grid_keys)
     _check_columns(log, summary, figure)
     calibration = catalog.calibration(declared.paper)
 
     def calibrated(keys: Any) -> bool:
-        return calibration.uses(declared.figure_id, keys)
+        return not world.is_local and calibration.uses(declared.figure_id, keys)
 
     judgements = claiming.evaluate(
         figure.claims.claims,
@@ -153,11 +157,12 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
         calibrated=calibrated,
         path=declared.path.with_suffix(".claim"),
     )
-    have = [dict(zip(experiment.grid_keys, row, strict=True)) for row in _cells(summary, experiment.grid_keys)]
+    have = [dict(zip(experiment.grid_keys, row, strict=True)) for row in cells_of(summary, experiment.grid_keys)]
     judgements = [covered(judgement, figure.grid, have) for judgement in judgements]
     result = FigureResult(
         figure_id=declared.figure_id,
         backend=log.manifest.backend,
+        hardware=log.manifest.hardware,
         wall_seconds=log.manifest.wall_seconds,
         judgements=judgements,
         prediction=prediction_error(figure, summary, calibrated),
@@ -173,12 +178,17 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
 
 
 def draw(drawn: Drawn, out: Path | None = None) -> tuple[Path, ...]:
-    """Write the figure's claims, PDF, PNG and SVG beside the run, or into ``out``."""
+    """Write the figure's claims, PDF, PNG and SVG beside the run, or the drawings into ``out``, where those of other
+    hardware than the paper's have it in their names."""
     from aebench.plotting.draw import draw as draw_figure
 
     name = drawn.figure.figure_id.partition("/")[2]
-    folder = drawn.log.folder if out is None else out / drawn.figure.paper
-    files = draw_figure(drawn.figure, drawn.summary, folder / name, calibrated=drawn.calibrated, caption=drawn.caption)
+    manifest = drawn.log.manifest
+    stem = drawn.log.folder / name
+    if out is not None:
+        on = "" if manifest.hardware is None else f"-{manifest.backend}-{slug(manifest.hardware)}"
+        stem = out / drawn.figure.paper / f"{name}{on}"
+    files = draw_figure(drawn.figure, drawn.summary, stem, calibrated=drawn.calibrated, caption=drawn.caption)
     if out is None:
         text = claiming.measured_text(drawn.figure.claims, drawn.result.judgements)
         drawn.log.write(f"{name}.claim", text)
@@ -192,13 +202,14 @@ def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = 
         raise LogError(f"{log_path}: no such folder. Give --log-path the folder that runs were written to")
     found = []
     for declared in catalog.resolve(names or ["all"]):
-        log = chosen(log_path, declared.experiment_id)
-        if log is not None:
-            shipped = chosen(catalog.root / HISTORY, declared.experiment_id) if fill else None
+        logs = shown_runs(log_path, declared.experiment_id)
+        for log in logs:
+            history = shown_runs(catalog.root / HISTORY, declared.experiment_id) if fill else []
+            shipped = counterpart(log, history)
             if shipped is not None:
-                _refuse_mixing(log, shipped)
+                refuse_mixing(log, shipped)
             found.append(judge(catalog, declared, log, shipped))
-        elif names:
+        if names and not logs:
             raise LogError(
                 f"{log_path} has no run of {declared.experiment_id}, which {declared.figure_id} draws. "
                 f"Run: aebench run {declared.figure_id} --log-path {log_path}"
@@ -206,17 +217,6 @@ def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = 
     if not found:
         raise LogError(f"{log_path} has no run of any figure. Run, for example: aebench run figure7")
     return found
-
-
-def chosen(log_path: Path, experiment_id: str) -> RunLog | None:
-    """The run to look at: the one in this very folder, or below it the newest with results, preferably one that ran
-    the experiment as declared."""
-    if (log_path / "run.json").is_file():
-        log = RunLog.open(log_path)
-        return log if log.manifest.experiment == experiment_id else None
-    logs = [RunLog.open(folder) for folder in find_runs(log_path, experiment_id)]
-    logs = [log for log in logs if (log.folder / "summary.csv").exists()] or logs
-    return next((log for log in logs if log.manifest.as_declared), logs[0] if logs else None)
 
 
 def refuse_resuming_nothing(planned: Sequence[Planned], options: RunOptions) -> None:
@@ -227,11 +227,12 @@ def refuse_resuming_nothing(planned: Sequence[Planned], options: RunOptions) -> 
 
 
 def _resumed(planned: Planned, options: RunOptions) -> RunLog | None:
-    """The newest run of the same experiment with the same spec, seeds and backend."""
-    wanted = (planned.spec, tuple(range(options.num_runs)), options.backend)
+    """The newest run of the same experiment with the same spec, seeds and world."""
+    wanted = (tuple(range(options.num_runs)), options.world)
     for folder in find_runs(options.log_path, planned.experiment.experiment_id):
         log = RunLog.open(folder)
-        if (log.manifest.spec, tuple(log.manifest.seeds), log.manifest.backend) == wanted:
+        same = (tuple(log.manifest.seeds), log.manifest.world) == wanted
+        if same and not spec_differences(log.manifest.spec, planned.spec):
             return log
     return None
 
@@ -241,33 +242,6 @@ def _refuse_twice(settings: Sequence[str]) -> None:
     for key in keys:
         if keys.count(key) > 1:
             raise UsageError(f"--set {key} is given {keys.count(key)} times; give it once")
-
-
-def _filled(summary: "pd.DataFrame", shipped: "pd.DataFrame", grid_keys: Sequence[str]) -> "pd.DataFrame":
-    """The summary with the shipped rows of cells that it lacks, marked ``history``."""
-    import pandas as pd
-
-    have = set(_cells(summary, grid_keys))
-    lacks = [cell not in have for cell in _cells(shipped, grid_keys)]
-    return pd.concat([summary.assign(history=False), shipped[lacks].assign(history=True)], ignore_index=True)
-
-
-def _refuse_mixing(log: RunLog, shipped: RunLog) -> None:
-    """Shipped points may fill holes of a run that differs from theirs in its grid only."""
-    one, other = log.manifest, shipped.manifest
-    keys = sorted({*one.spec, *other.spec} - {"grid", "scale"})
-    differing = [key for key in keys if one.spec.get(key) != other.spec.get(key)]
-    differing += ["backend"] if one.backend != other.backend else []
-    if differing:
-        raise UsageError(
-            f"--fill history: {log.folder} differs from {shipped.folder} in {', '.join(differing)}, so its holes "
-            "cannot be filled from there. Leave out --fill"
-        )
-
-
-def _cells(summary: "pd.DataFrame", grid_keys: Sequence[str]) -> list[tuple[str, ...]]:
-    """The grid values of each row, as text."""
-    return [tuple(map(key_text, row)) for row in summary[list(grid_keys)].itertuples(index=False)]
 
 
 def _check_columns(log: RunLog, summary: "pd.DataFrame", figure: Figure) -> None:
@@ -285,8 +259,13 @@ def _caption(declared: Declared, log: RunLog) -> str:
     from aebench.plotting.draw import describe_run
 
     policy = log.manifest.spec.get("policy", {})
-    run_text = describe_run(backend=log.manifest.backend, seeds=log.manifest.seeds, variant=policy.get("variant"))
-    return f"{declared.file.caption} {run_text} {changes(log)}".strip()
+    run_text = describe_run(
+        backend=log.manifest.backend,
+        seeds=log.manifest.seeds,
+        variant=policy.get("variant"),
+        hardware=log.manifest.hardware,
+    )
+    return " ".join(part for part in (declared.file.caption, run_text, changes(log), log.manifest.late_clock) if part)
 
 
 def changes(log: RunLog) -> str:

@@ -55,7 +55,9 @@ P90_FUNCTION_LINES = 25
 MAX_PARAMETERS = 6
 KERNEL = "a GPU kernel takes pointers, strides and compile-time constants one by one"
 MORE_PARAMETERS = {
+    "aebench.service.engine_port.submit": "a client's request, by keyword",
     "serving.cost.models._llama": "a row of the model table, by keyword",
+    "serving.live.engine.submit": "a client's request, by keyword",
     "serving.live.gpu.attention_kernels.attend_head_group": KERNEL,
     "serving.live.gpu.attention_kernels.attend_one_head": KERNEL,
     "serving.live.gpu.row_kernels.add_rms_norm": KERNEL,

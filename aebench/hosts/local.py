@@ -32,12 +32,13 @@ from aebench.errors import LogError
 from aebench.point import Point
 from aebench.point_log import PointWriter, disk_error
 from serving.records import Record
+from serving.units import Seconds
 
 if TYPE_CHECKING:  # a worker needs the files of points only
     from aebench.logs import RunLog
 
-Execute = Callable[[Point, Callable[[Record], None]], None]
-"""Runs one point, handing each record to a function as it is made."""
+Execute = Callable[[Point, Callable[[Record], None]], Seconds | None]
+"""Runs one point, handing each record to a function as it is made; says how late a real clock's timers ran."""
 
 _MAX_ATTEMPTS = 2
 _POLL_SECONDS = 0.2
@@ -62,6 +63,8 @@ class PointEvent:
     stage: Stage
     message: str = ""
     """Why it was retried or failed."""
+    clock_lag: Seconds | None = None
+    """Of a sealed point that ran on a real clock."""
 
 
 Listener = Callable[[PointEvent], None]
@@ -73,6 +76,7 @@ class _Report(NamedTuple):
     error: str | None = None
     is_disk_error: bool = False
     """No point can be written any more: the whole run has to stop."""
+    clock_lag: Seconds | None = None
 
 
 # The worker's side
@@ -110,7 +114,7 @@ def _run_point(point: Point, execute_path: str, folder: Path) -> _Report:
         module, _, name = execute_path.partition(":")
         execute: Execute = getattr(importlib.import_module(module), name)
         with PointWriter(folder, point) as writer:
-            execute(point, writer.write)
+            clock_lag = execute(point, writer.write)
             writer.seal()
     except LogError as error:
         return _Report(str(error), is_disk_error=True)
@@ -118,7 +122,7 @@ def _run_point(point: Point, execute_path: str, folder: Path) -> _Report:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             return _Report(str(disk_error(folder, error)), is_disk_error=True)
         return _Report(traceback.format_exc())
-    return _Report()
+    return _Report(clock_lag=clock_lag)
 
 
 # The parent's side
@@ -259,7 +263,8 @@ class LocalHost:
             raise LogError(report.error)
         if worker.point is not None:
             stage = Stage.SEALED if report.error is None else Stage.FAILED
-            on_event(PointEvent(point=worker.point, stage=stage, message=report.error or ""))
+            message, lag = report.error or "", report.clock_lag
+            on_event(PointEvent(point=worker.point, stage=stage, message=message, clock_lag=lag))
         self._give_next(worker, on_event)
 
     def _bury(self, worker: _Worker, folder: Path, on_event: Listener) -> None:

@@ -16,6 +16,8 @@ PANELS_PER_ROW = 3
 GROUP_WIDTH = 0.82
 LONE_BAR_WIDTH = 0.62
 WIDE_FROM_BARS = 16
+MEASURED_SHARE = 0.62
+"""Of a bar's place that the measured bar takes, where a paper's bar of other hardware stands beside it."""
 AXES_SHARE = 0.88  # of the width; the rest is the y axis and its label
 
 
@@ -50,6 +52,20 @@ class Bar:
     width: float
     color: str
 
+    @property
+    def measured_place(self) -> tuple[float, float]:
+        """Centre and width of the measured bar: all of the place, or its left where the paper's bar is beside it."""
+        if not self.cell.orientation or self.cell.paper is None:
+            return self.at, self.width
+        width = self.width * MEASURED_SHARE
+        return self.at - (self.width - width) / 2, width
+
+    @property
+    def paper_place(self) -> tuple[float, float]:
+        """Centre and width of a paper's bar beside the measured one."""
+        width = self.width * (1 - MEASURED_SHARE)
+        return self.at + (self.width - width) / 2, width
+
 
 def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     """The figure's canvas; every panel shares the y axis."""
@@ -63,7 +79,7 @@ def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
         _draw_panel(plot, panel, series, ax, top)
         _name_axes(plot, panel, ax, layout.slot)
         ax.set_ylabel(plot.y_label if index % PANELS_PER_ROW == 0 else "")
-    _legend(plot, canvas, series, found)
+    _legend(figure, canvas, series, found)
     style.caption(canvas, caption)
     return canvas
 
@@ -141,10 +157,11 @@ def _draw_measured(bar: Bar, ax: Axes, top: float) -> None:
     if measured is None:
         ax.plot([bar.at], [0.018 * top], clip_on=False, zorder=4, **style.ABSENT_MARK)
         return
+    at, width = bar.measured_place
     ax.bar(
-        bar.at,
+        at,
         measured.mean,
-        bar.width,
+        width,
         facecolor="white" if bar.cell.history else bar.color,
         edgecolor=bar.color if bar.cell.history else style.INK,
         hatch=style.HISTORY_HATCH if bar.cell.history else None,
@@ -154,11 +171,16 @@ def _draw_measured(bar: Bar, ax: Axes, top: float) -> None:
     if measured.num_seeds > 1:
         below, above = measured.mean - measured.low, measured.high - measured.mean
         whisker: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.6, "capthick": 0.7, "ecolor": style.INK}
-        ax.errorbar([bar.at], [measured.mean], yerr=[[below], [above]], fmt="none", zorder=5, **whisker)
+        ax.errorbar([at], [measured.mean], yerr=[[below], [above]], fmt="none", zorder=5, **whisker)
 
 
 def _draw_paper(bar: Bar, ax: Axes) -> None:
-    if bar.cell.paper is not None:
+    if bar.cell.paper is None:
+        return
+    if bar.cell.orientation:
+        at, width = bar.paper_place
+        ax.bar(at, bar.cell.paper, width, edgecolor=bar.color, zorder=2, **style.ORIENTATION_BAR)
+    else:
         look = style.CALIBRATED_MARK if bar.cell.calibrated else style.PAPER_MARK
         ax.plot([bar.at], [bar.cell.paper], clip_on=False, zorder=4, **look)
 
@@ -171,7 +193,7 @@ def _draw_value(plot: PlotSpec, bar: Bar, measured: Spread, ax: Axes, top: float
     text = value_text(measured.mean, plot.unit).removesuffix(" s").removesuffix("%")
     ax.annotate(
         text,
-        (bar.at, base),
+        (bar.measured_place[0], base),
         xytext=(0, 2),
         textcoords="offset points",
         ha="center",
@@ -195,14 +217,17 @@ def _name_axes(plot: PlotSpec, panel: Panel, ax: Axes, slot: float) -> None:
         ax.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
-def _legend(plot: PlotSpec, canvas: Canvas, series: Sequence[str], found: Sequence[Cell]) -> None:
+def _legend(figure: Figure, canvas: Canvas, series: Sequence[str], found: Sequence[Cell]) -> None:
     """Entries for what occurs, and for nothing else."""
+    plot = figure.plot
     colors = zip(series, style.PALETTE * len(series), strict=False)
     entries = [style.patch(color, plot.label(name)) for name, color in colors] if len(series) > 1 else []
     printed = [cell for cell in found if cell.paper is not None]
     marks = []
-    if any(not cell.calibrated for cell in printed):
-        marks.append(style.mark(style.PAPER_MARK, "paper"))
+    if printed and figure.orientation:
+        marks.append(style.orientation_patch(figure.paper_label))
+    elif any(not cell.calibrated for cell in printed):
+        marks.append(style.mark(style.PAPER_MARK, figure.paper_label))
     if any(cell.measured is None for cell in found):
         marks.append(style.mark(style.ABSENT_MARK, "absent"))
     if any(cell.calibrated for cell in printed):

@@ -45,9 +45,11 @@ def draw(
     return [_write(Path(f"{out_stem}.{suffix}"), content) for suffix, content in rendered.items()]
 
 
-def describe_run(*, backend: str, seeds: Sequence[int], variant: str | None = None) -> str:
+def describe_run(*, backend: str, seeds: Sequence[int], variant: str | None = None, hardware: str | None = None) -> str:
     """The caption of a figure: where its values come from, over which seeds, under which variant."""
     source = {"sim": "Simulated", "live": "Measured on the live backend"}.get(backend, backend)
+    if hardware is not None:
+        source = f"{source}: {hardware}" if backend == "live" else f"{source} from a profile of {hardware}"
     parts = [source, _seeds_text(sorted(seeds))]
     if len(seeds) > 1:
         whisker = "the range of both seeds" if len(seeds) == 2 else "the 95% t-interval of the mean"

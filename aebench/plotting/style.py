@@ -62,6 +62,7 @@ PAPER_MARK: dict[str, Any] = {
     "markeredgewidth": 0.8,
 }
 CALIBRATED_MARK: dict[str, Any] = {**PAPER_MARK, "marker": "s"}
+ORIENTATION_BAR: dict[str, Any] = {"facecolor": "white", "linewidth": 0.7, "linestyle": (0, (3, 1.5))}
 ABSENT_MARK: dict[str, Any] = {
     "linestyle": "none",
     "marker": "x",
@@ -88,6 +89,11 @@ def history_patch() -> Entry:
     """Legend entry of bars filled in from a shipped log."""
     handle = Patch(facecolor="white", edgecolor=INK, hatch=HISTORY_HATCH, linewidth=0.6)
     return Entry(handle=handle, label="from shipped history")
+
+
+def orientation_patch(label: str) -> Entry:
+    """Legend entry of a paper's bars that stand beside the measured ones."""
+    return Entry(handle=Patch(edgecolor=INK, **ORIENTATION_BAR), label=label)
 
 
 def mark(look: dict[str, Any], label: str) -> Entry:

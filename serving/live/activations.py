@@ -78,6 +78,14 @@ class Downstream:
         self._path = path
         self._sock: socket.socket | None = None
 
+    def open(self) -> None:
+        """Call the neighbour, once; before a step is computed, which may take longer than it waits to be called."""
+        if self._sock is None:
+            try:
+                self._sock = self._connect()
+            except OSError as error:
+                raise NeighbourError(f"the stage behind this one is gone ({_text(error)})") from error
+
     def send(self, step: int, view: memoryview) -> None:
         """Hand the activations of a step on."""
         self._send(step, view, computed=True)
@@ -93,9 +101,9 @@ class Downstream:
             self._sock.close()
 
     def _send(self, step: int, view: memoryview, *, computed: bool) -> None:
+        self.open()
+        assert self._sock is not None
         try:
-            if self._sock is None:
-                self._sock = self._connect()
             send_all(self._sock, [memoryview(PREFIX.pack(step, view.nbytes, computed)), view])
         except OSError as error:
             raise NeighbourError(f"step {step}: the stage behind this one is gone ({_text(error)})") from error

@@ -1,8 +1,10 @@
 """KvCache: the keys and values of every token of every sequence, in blocks, for the layers of one stage."""
 
 from dataclasses import dataclass, field
+from math import prod
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,7 +35,7 @@ class KvCache:
         """A pool for these layers. It starts as zeros: what nobody wrote may be read under a mask, and a NaN would
         pass through that."""
         shape = (num_blocks, block_size, config.num_kv_heads, config.head_size)
-        pools = [torch.zeros(shape, dtype=dtype, device=device) for _ in range(2 * len(layers))]
+        pools = [_zeros(shape, dtype, device) for _ in range(2 * len(layers))]
         return cls(pools[: len(layers)], pools[len(layers) :])
 
     @property
@@ -65,3 +67,11 @@ class KvCache:
         rows = buffer[:size].view(blocks.numel(), -1)
         torch.index_select(pool.view(pool.shape[0], -1), 0, blocks, out=rows)
         return rows.view(-1, *pool.shape[1:])
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:
+    """Zeros; on the CPU such that memory is taken only when a block is first written (``torch.zeros`` writes all)."""
+    if torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    num_bytes = prod(shape) * dtype.itemsize
+    return torch.from_numpy(np.zeros(num_bytes, dtype=np.uint8)).view(dtype).view(shape)

@@ -52,6 +52,8 @@ class PipelineStage:
         """Run a step; the tokens if this is the last stage, None once the next one has the activations."""
         self._step += 1
         try:
+            if self._downstream is not None:
+                self._downstream.open()
             batch = StepBatch.decode(header, payload)
             result = self._runner.run(batch, self._receive(len(batch.ids)))
         except Exception as error:

@@ -29,6 +29,9 @@ STREAMED_START = StageGraph(
 )
 """Nothing is measured of this start; it is the fastest there is."""
 
+MAX_FAILURES = 3
+"""Starts that may fail in a row before the next one waits for a request."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FixedInstancesConfig:
@@ -53,13 +56,17 @@ class FixedInstances:
     def __init__(self, config: FixedInstancesConfig) -> None:
         self.config = config
         self.interval = config.interval
+        self._failures: dict[str, int] = {}
+        """Per model, starts that failed since the last one that did not."""
 
     def on_arrival(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
-        """Start what is missing; hand out."""
+        """Start what is missing, also when that failed before: somebody asks for it. Hand out."""
+        self._failures.pop(sequence.request.model, None)
         return self._launches(sequence.request.model, cluster) + self._hand_out(sequence.request.model, cluster)
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
         """Hand out."""
+        self._failures.pop(instance.model, None)
         return self._hand_out(instance.model, cluster)
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
@@ -67,14 +74,17 @@ class FixedInstances:
         return self._hand_out(sequence.request.model, cluster)
 
     def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
-        """Start what is missing again, and hand out."""
-        del lost
+        """Hand out. Start what is missing again: at once when it had been ready, at the tick when it never was."""
+        if lost is not None and lost.pool is None:
+            self._failures[model] = self._failures.get(model, 0) + 1
+            return []
         return self._launches(model, cluster) + self._hand_out(model, cluster)
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
-        """Every deployed model has its instances, asked for or not."""
+        """Every deployed model has its instances, asked for or not, unless its starts keep failing."""
         free = _free_gpus(cluster)
-        return [action for model in cluster.deployments for action in self._launches(model, cluster, free)]
+        models = [model for model in cluster.deployments if self._failures.get(model, 0) < MAX_FAILURES]
+        return [action for model in models for action in self._launches(model, cluster, free)]
 
     def _launches(self, model: str, cluster: Cluster, free: list[tuple[Server, GPU]] | None = None) -> list[Action]:
         """As many instances as are missing and find GPUs, which are taken off ``free``."""

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from aebench.point import Point
@@ -143,3 +144,17 @@ def report_process(point: Point, write: Write) -> None:
     (folder / "new").rename(folder / "pid")
     time.sleep(30)
     write(make_request())
+
+
+def cold_starts(point: Point, write: Write) -> float:
+    """Two measured cold starts of a container and an engine, the first token 1 s, 2 s... after arrival by the place of
+    the system in the alphabet; on a clock that is 2 ms late."""
+    systems = ("hydraserve", "hydraserve_with_single_worker", "serverless_vllm", "serverlessllm")
+    seconds = 1.0 + systems.index(str(point.spec["system"])) + 0.1 * point.seed
+    for number in range(2):
+        at = 100.0 * number
+        write(make_stage(instance=number, stage="container", started_at=at, ended_at=at + 0.25))
+        write(make_stage(instance=number, stage="engine", started_at=at + 0.25, ended_at=at + seconds - 0.25))
+        request = make_request(number, instance=number, arrived_at=at, first_token_at=at + seconds, num_output_tokens=1)
+        write(replace(request, finished_at=at + seconds, token_gaps=()))
+    return 0.002

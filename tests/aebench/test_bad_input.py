@@ -30,7 +30,10 @@ FIGURE8_TOML: Cases = [
     (
         "caption ",
         "captoin ",
-        (", captoin: unknown key. Did you mean caption? Known: caption, experiment, labels, paper, plot, shows"),
+        (
+            ", captoin: unknown key. Did you mean caption? Known: caption, experiment, labels, orientation, paper, "
+            "paper_label, plot, shows"
+        ),
     ),
     (
         'paper      = "figure8.csv"',

@@ -13,13 +13,13 @@ from aebench.settings import apply_setting, held, merge
 from tests.aebench.checkout import Cases, Checkout, make_checkout
 
 BREAKDOWN_TOML: Cases = [
-    ("[grid]", "[grid", ": not valid TOML: Expected ']' at the end of a table declaration (at line 18, column 6)"),
+    ("[grid]", "[grid", ": not valid TOML: Expected ']' at the end of a table declaration (at line 19, column 6)"),
     (
         "testbed = ",
         "testbd = ",
         (
             ", testbd: unknown key. Did you mean testbed? Known: backend, cache_gib, deployments, "
-            "exclude, gpu, grid, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
+            "exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
             "testbed, title, when, workload"
         ),
     ),
@@ -38,7 +38,7 @@ BREAKDOWN_TOML: Cases = [
     (
         'testbed = "testbed_i"',
         'testbed = "testbed_l"',
-        ", testbed: unknown testbed 'testbed_l'. Did you mean testbed_i? Known: testbed_i",
+        ", testbed: unknown testbed 'testbed_l'. Did you mean testbed_i? Known: testbed_i, live_cpu, live_h200",
     ),
     (
         '[workload]\nkind          = "cold_requests"',
@@ -68,10 +68,10 @@ BREAKDOWN_TOML: Cases = [
         (
             ", system: unknown system 'serverles_vllm'. Did you mean serverless_vllm or serverlessllm? "
             "Known: serverless_vllm, serverlessllm, serverlessllm_with_cached_model, "
-            "hydraserve_with_single_worker, hydraserve"
+            "hydraserve_with_single_worker, hydraserve, fixed_instances"
         ),
     ),
-    ('gpu   = "v100"', 'gpu   = "v1000"', ", gpu: unknown GPU 'v1000'. Did you mean v100? Known: a10, v100"),
+    ('gpu   = "v100"', 'gpu   = "v1000"', ", gpu: unknown GPU 'v1000'. Did you mean v100? Known: a10, v100, h200, cpu"),
     (
         'model = "llama2-7b"',
         'model = "llama3-7b"',
@@ -83,7 +83,7 @@ BREAKDOWN_TOML: Cases = [
         (
             ", deployments.llama9-13b: unknown model 'llama9-13b'. Did you mean llama2-13b or llama3-8b "
             "or llama2-7b? Known: opt-2.7b, opt-6.7b, opt-13b, llama2-7b, llama2-13b, llama3-8b, "
-            "falcon-7b"
+            "smollm2-135m, falcon-7b"
         ),
     ),
     (
@@ -112,8 +112,8 @@ BREAKDOWN_TOML: Cases = [
         "[deployment]",
         (
             ", deployment: unknown key. Did you mean deployments? Known: backend, cache_gib, deployments,"
-            " exclude, gpu, grid, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
-            "testbed, title, when, workload"
+            " exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, sources, "
+            "system, testbed, title, when, workload"
         ),
     ),
     ("[when.step.vllm]", "[when.stepp.vllm]", ", when: unknown grid key 'stepp'. Did you mean step? Known: pair, step"),
@@ -128,13 +128,13 @@ BREAKDOWN_TOML: Cases = [
         (
             ", grid.system[0]: unknown system 'hydraserv'. Did you mean hydraserve? Known: "
             "serverless_vllm, serverlessllm, serverlessllm_with_cached_model, "
-            "hydraserve_with_single_worker, hydraserve"
+            "hydraserve_with_single_worker, hydraserve, fixed_instances"
         ),
     ),
     (
         'pair = ["llama2-13b-v100", "llama2-7b-a10"]',
         'gpu = ["v10"]',
-        ", grid.gpu[0]: unknown GPU 'v10'. Did you mean v100 or a10? Known: a10, v100",
+        ", grid.gpu[0]: unknown GPU 'v10'. Did you mean v100 or a10? Known: a10, v100, h200, cpu",
     ),
     (
         'pair = ["llama2-13b-v100", "llama2-7b-a10"]',
@@ -146,7 +146,7 @@ BREAKDOWN_TOML: Cases = [
     ),
 ]
 TESTBEDS_TOML: Cases = [
-    ('gpu           = "a10"', 'gpu = "a100"', ", server.a10x1.gpu: unknown GPU 'a100'. Known: a10, v100"),
+    ('gpu           = "a10"', 'gpu = "a100"', ", server.a10x1.gpu: unknown GPU 'a100'. Known: a10, v100, h200, cpu"),
     ("a10x1 = 4", "a10x2 = 4", ", testbed.testbed_i.servers: no [server.a10x2]"),
     (
         "stores         = 2",

@@ -148,7 +148,7 @@ def test_without_a_run_there_is_no_error_to_state():
 
 
 def test_the_point_table_aligns_values():
-    assert report.point_table(make_prediction()).splitlines()[:3] == [
+    assert report.point_table(make_prediction().cells, "s").splitlines()[:3] == [
         "model     system           measured   paper   error",
         "opt-2.7b  serverless_vllm    20.0 s  16.0 s  +25.0%  prediction",
         "opt-2.7b  hydraserve         8.80 s  8.00 s  +10.0%  calibration",

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from serving.core.actions import Dispatch, Launch
+from serving.core.instance import Phase
 from serving.core.kv import BlockPool
 from serving.policies.fixed_instances import FixedInstances, FixedInstancesConfig
 from tests.build import hold, make_cluster, make_instance, make_requests, make_sequence, make_testbed, run, sent
@@ -45,6 +46,20 @@ def test_all_requests_are_answered_by_both_instances() -> None:
     outcome = run(system, sent([(60.0, request) for request in requests]))
     assert [record.instance for record in outcome.requests] == [0, 1] * 4
     assert outcome.control.num_launched == 2
+
+
+def test_starts_that_keep_failing_wait_for_a_request() -> None:
+    cluster = make_cluster(testbed=make_testbed(1, exclusive=True))
+    chosen = controller()
+    for _ in range(3):
+        assert len(chosen.on_interval(cluster)) == 1
+        starting = make_instance(phase=Phase.STARTING).instance
+        starting.pool = None
+        assert chosen.on_change("llama2-7b", cluster, starting) == []  # not at once
+    assert chosen.on_interval(cluster) == []
+    (sequence,) = hold(cluster, 1)
+    assert len(chosen.on_arrival(sequence, cluster)) == 1
+    assert len(chosen.on_interval(cluster)) == 1
 
 
 @pytest.mark.parametrize("name", ["num_instances", "num_stages", "max_sequences", "max_step_tokens"])

@@ -1,0 +1,117 @@
+"""A point on real processes: what it needs before anything runs, and its run."""
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from aebench.errors import UsageError
+from aebench.execute import client, deployments, lends_whole_gpus, testbed
+from aebench.machine import INSTALL_LIVE, absent_packages, accelerators
+from aebench.point import Point
+from serving.core.model import ModelSpec
+from serving.live.checkpoint import Checkpoint, find, models_root
+from serving.live.errors import LiveError
+from serving.policies import configured
+from serving.records import Record
+from serving.units import Seconds
+
+Spec = Mapping[str, Any]
+
+IMPORTED = "smollm2-135m"
+"""The model whose weights come in a package; any other is made at random."""
+
+
+def execute(point: Point, write: Callable[[Record], None]) -> Seconds:
+    """Run one point and hand its records to ``write``; the 99th percentile of how late the clock's timers ran."""
+    from serving.live.clock import RealClock
+    from serving.live.fleet import WorkerOptions
+    from serving.live.setup import LiveSetup, serve_live
+
+    spec = point.spec
+    system = configured(spec["system"], spec["policy"])
+    setup = LiveSetup(
+        testbed=testbed(spec, lends_whole_gpus(spec["isolation"], system)),
+        system=system,
+        deployments=deployments(spec),
+        checkpoints={name: find(folder) for name, folder in checkpoint_names(spec)},
+        seed=point.seed,
+        workers=WorkerOptions(device=spec["device"], num_devices=max(1, len(accelerators()))),
+    )
+    clock = serve_live(setup, client(spec, point.seed), write).backend.clock
+    assert isinstance(clock, RealClock)
+    return clock.lag(0.99)
+
+
+def checkpoint_names(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Deployments, and the names of the checkpoints that they load."""
+    for name, table in spec["deployments"].items():
+        yield name, table.get("checkpoint") or table.get("architecture") or name
+
+
+def checkpoint_specs(spec: Spec) -> dict[str, ModelSpec]:
+    """Architecture by deployment, as each one's checkpoint has it."""
+    return {name: _checkpoint(find(folder)).spec(name) for name, folder in checkpoint_names(spec)}
+
+
+def prepared(points: Sequence[Point], device: str) -> list[Point]:
+    """The points with what tells their checkpoints apart in their specs; UsageError when something is missing that they
+    need, before any of them runs."""
+    _check_machine(device)
+    return [replace(point, spec={**point.spec, "checkpoints": _marks(point.spec)}) for point in points]
+
+
+def _marks(spec: Spec) -> dict[str, str]:
+    marks = {}
+    for name, folder in checkpoint_names(spec):
+        marks[folder] = _mark(folder)
+        declared, stored = spec["deployments"][name].get("dtype"), _checkpoint(find(folder)).config.dtype
+        if declared not in (None, stored):
+            raise UsageError(
+                f"--backend live: {name} is declared as {declared}, checkpoint {find(folder)} has {stored}. "
+                f"Expected the same type: make or import it with --dtype {declared}"
+            )
+    return marks
+
+
+def _check_machine(device: str) -> None:
+    if absent := absent_packages():
+        raise UsageError(f"--backend live needs {', '.join(absent)}, not installed here. Run: {INSTALL_LIVE}")
+    if device == "cuda" and not accelerators():
+        raise UsageError(
+            "--device cuda: nvidia-smi shows no CUDA device on this machine. Expected one, or --device cpu"
+        )
+
+
+@cache
+def _mark(name: str) -> str:
+    """Digest of what a checkpoint is shaped like: its config, and names and sizes of its files. The values of weights
+    do not change how long anything takes."""
+    try:
+        folder = find(name)
+        _checkpoint(folder)
+    except LiveError as error:
+        raise UsageError(_how_to_get(name, error)) from error
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()
+
+
+def _how_to_get(name: str, error: LiveError) -> str:
+    """What is wrong with a checkpoint, and the command that makes one."""
+    folder = models_root() / name
+    if folder.exists():
+        return f"--backend live: {error}"
+    make = f"import {folder}" if name == IMPORTED else f"make {folder} --like {name} --share-layers"
+    return (
+        f"--backend live: no checkpoint {name} under {models_root()}. Run: aebench model {make}. "
+        "AEBENCH_MODELS names another folder of models"
+    )
+
+
+@cache
+def _checkpoint(folder: Path) -> Checkpoint:
+    return Checkpoint.open(folder)

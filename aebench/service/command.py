@@ -1,0 +1,55 @@
+"""``aebench serve``, from its flags to its exit code."""
+
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+from aebench.errors import AebenchError
+from aebench.service.deployment import Serving, engine_of
+from aebench.service.limits import Limits
+from aebench.service.server import Listening, bind, listen, url_of
+from aebench.service.service import Service
+from serving.live.errors import LiveError
+from serving.live.fleet import WorkerOptions
+from serving.units import GB
+
+
+def run(options: dict[str, Any], echo: Callable[[str], object]) -> int:
+    """Serve until a signal; the exit code."""
+    listening = Listening(**{name: options[name] for name in ("host", "port", "drain_timeout", "access_log")})
+    serving = _serving(options)
+    try:
+        with closing(bind(listening)) as bound:
+            engine, model = engine_of(serving)
+            limits = Limits(queue=options["max_queue"])
+            service = Service(
+                engine, [model], limits=limits, api_key=options["api_key"], starts_on_demand=serving.starts_on_demand
+            )
+            url = url_of(bound)
+            with closing(engine):
+                engine.start()
+                return listen(service, bound, listening, lambda: echo(f"{model.name} is served at {url}/v1"))
+    except LiveError as error:
+        raise AebenchError(str(error)) from error
+
+
+def _serving(options: dict[str, Any]) -> Serving:
+    folder: Path = options["folder"]
+    knobs = {name: options[name] for name in ("max_sequences", "max_step_tokens") if options[name] is not None}
+    log_path: Path | None = options["log_path"]
+    if log_path is not None:
+        log_path.mkdir(parents=True, exist_ok=True)
+    workers = WorkerOptions(
+        device=options["device"], dtype=options["dtype"], threads=options["threads"], log_folder=log_path
+    )
+    return Serving(
+        folder=folder,
+        name=options["name"] or folder.resolve().name,
+        system=options["system"],
+        num_instances=options["num_instances"],
+        num_stages=options["num_stages"],
+        knobs=knobs,
+        kv_memory=options["kv_gb"] * GB,
+        workers=workers,
+    )

@@ -1,0 +1,160 @@
+"""What ``aebench serve`` serves: a checkpoint on this machine, as logical servers of one device each."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import time
+from typing import Any
+
+from aebench.errors import UsageError, near_misses
+from aebench.service.chat_template import ChatTemplate
+from aebench.service.served_model import ServedModel
+from serving.core.cluster import Deployment
+from serving.core.model import ModelSpec
+from serving.core.ports import System
+from serving.cost.memory import BLOCK_SIZE, UTILISATION
+from serving.cost.startup import StartupCosts
+from serving.live.checkpoint import Checkpoint
+from serving.live.engine import Engine
+from serving.live.fleet import WorkerOptions
+from serving.live.setup import LiveSetup
+from serving.policies import SYSTEMS, configured
+from serving.policies.placement import slice_size
+from serving.testbed import ServerKind, Testbed
+from serving.units import GB, Bytes, BytesPerSecond
+
+DEFAULT_SYSTEM = "fixed_instances"
+LOCAL: BytesPerSecond = 20 * GB
+"""No bottleneck: weights come from this machine."""
+MAX_STAGES = 4
+"""Of the groups that systems make on demand."""
+NO_COSTS = StartupCosts(
+    container=0.0, libraries=0.0, context=0.0, engine=0.0, first_step=0.0, engine_load_rate=LOCAL, jitter=0.0
+)
+"""A live start takes what it takes."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Serving:
+    """What the command line asks for."""
+
+    folder: Path
+    name: str
+    system: str = DEFAULT_SYSTEM
+    num_instances: int = 1
+    num_stages: int = 1
+    knobs: Mapping[str, int]
+    """Other knobs of the system, by name."""
+    kv_memory: Bytes
+    """For the KV cache of one instance."""
+    workers: WorkerOptions
+
+    @property
+    def starts_on_demand(self) -> bool:
+        """Instances start when requests come, not before."""
+        return self.system != DEFAULT_SYSTEM
+
+
+def engine_of(serving: Serving) -> tuple[Engine, ServedModel]:
+    """The engine, not started, and the model as clients see it."""
+    checkpoint = Checkpoint.open(serving.folder)
+    spec = checkpoint.spec(serving.name)
+    needed = _needed(serving, spec)
+    system = _system(serving, needed - spec.weight_bytes)
+    memory = needed if not serving.starts_on_demand else slice_size(needed, 0.0)
+    deployment = Deployment(model=serving.name, spec=spec, size=spec.weight_bytes, ttft_slo=30.0, tpot_slo=1.0)
+    setup = LiveSetup(
+        testbed=_testbed(serving, memory, system.exclusive_gpus),
+        system=system,
+        deployments=(deployment,),
+        checkpoints={serving.name: serving.folder},
+        workers=serving.workers,
+    )
+    engine = Engine(setup)
+    config = checkpoint.config
+    begins = config.bos_token_id is not None and _begins_texts(serving.folder)
+    return engine, ServedModel(
+        name=serving.name,
+        vocab=config.vocab,
+        max_context=min(config.max_positions, _fewest_blocks(serving, spec, needed) * BLOCK_SIZE),
+        tokenizer=engine.tokenizers[serving.name],
+        prefix=(config.bos_token_id,) if begins and config.bos_token_id is not None else (),
+        chat_template=ChatTemplate.read(serving.folder),
+        created=int(time()),
+    )
+
+
+def _system(serving: Serving, kv_reserve: Bytes) -> System:
+    if serving.system not in SYSTEMS:
+        hint = near_misses(serving.system, SYSTEMS) or f" Known: {', '.join(SYSTEMS)}"
+        raise UsageError(f"no system {serving.system!r}.{hint}")
+    if not serving.starts_on_demand:
+        fixed = {"num_instances": serving.num_instances, "num_stages": serving.num_stages}
+        return configured(serving.system, {**fixed, **serving.knobs})
+    given = [*(["stages"] if serving.num_stages > 1 else []), *serving.knobs]
+    if given:
+        raise UsageError(f"{serving.system} decides itself on {', '.join(given)}: leave them out")
+    lends_slices = hasattr(SYSTEMS[serving.system].config, "kv_reserve")
+    return configured(serving.system, {"kv_reserve": kv_reserve} if lends_slices else {})
+
+
+def _stages(serving: Serving, spec: ModelSpec, num_stages: int) -> tuple[range, ...]:
+    try:
+        return spec.split(num_stages)
+    except ValueError as error:
+        raise UsageError(f"{serving.folder}: {error}; ask for fewer: --stages") from error
+
+
+def _needed(serving: Serving, spec: ModelSpec) -> Bytes:
+    """Memory of a device that holds a stage and its share of the KV cache."""
+    block = spec.kv_bytes_per_layer * BLOCK_SIZE
+    num_blocks = int(serving.kv_memory // (block * spec.num_layers))
+    if num_blocks < 1:
+        asked, one = f"{serving.kv_memory / GB:.3g} GB", f"{block * spec.num_layers / GB:.3g} GB"
+        raise UsageError(f"{asked} hold no KV block of {serving.name}, one takes {one}: raise --kv-gb")
+    stages = _stages(serving, spec, serving.num_stages)
+    return max(spec.stage_bytes(stage) + (num_blocks + 0.5) * block * len(stage) for stage in stages) / UTILISATION
+
+
+def _fewest_blocks(serving: Serving, spec: ModelSpec, needed: Bytes) -> int:
+    """KV blocks of an instance, of the tightest that the system may make: on demand, a group of several stages."""
+    counts = [serving.num_stages]
+    if serving.starts_on_demand:
+        counts = list(range(1, min(MAX_STAGES, spec.num_layers) + 1))
+    block = spec.kv_bytes_per_layer * BLOCK_SIZE
+    room = []
+    for count in counts:
+        memory = slice_size(needed, 0.0, count) if serving.starts_on_demand else needed
+        stages = _stages(serving, spec, count)
+        room += [(memory * UTILISATION - spec.stage_bytes(stage)) // (block * len(stage)) for stage in stages]
+    return int(min(room))
+
+
+def _testbed(serving: Serving, memory: Bytes, exclusive: bool) -> Testbed:
+    """Servers with one device each."""
+    num_servers = serving.num_instances * serving.num_stages
+    kind = ServerKind(
+        name="local",
+        gpu="cpu" if serving.workers.device == "cpu" else "h200",
+        num_gpus=1,
+        gpu_memory=memory,
+        dram=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        nic_rate=LOCAL,
+        fetch_rate=LOCAL,
+        pcie_rate=LOCAL,
+        startup=NO_COSTS,
+    )
+    return Testbed(
+        servers=((kind, num_servers),), num_stores=1, store_nic_rate=LOCAL * num_servers, exclusive=exclusive
+    )
+
+
+def _begins_texts(folder: Path) -> bool:
+    """Whether the tokenizer is one that puts a begin-of-text token before texts."""
+    try:
+        table: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # the chat template complains of a file that is damaged
+    return isinstance(table, dict) and table.get("add_bos_token") is True

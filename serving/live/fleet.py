@@ -1,0 +1,170 @@
+"""Fleet: the worker processes of a live run, by the Worker that each is; whose they are, and what if one dies."""
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import count
+from pathlib import Path
+
+from serving.core.clock import Clock
+from serving.core.cluster import Cluster
+from serving.core.hardware import GPU
+from serving.core.instance import Instance, Worker
+from serving.cost.memory import num_blocks
+from serving.live.errors import LiveError
+from serving.live.processes import spawn_module
+from serving.live.recording import Event, Lost, Recording, WorkerKey
+from serving.live.worker_link import WorkerLink
+from serving.units import Seconds
+
+START_LIMIT: Seconds = 30.0
+"""For a bare interpreter to start."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerOptions:
+    """What all worker processes of a run have in common."""
+
+    device: str = "cpu"
+    """``cpu`` or ``cuda``."""
+    num_devices: int = 1
+    """CUDA devices of this machine, over which the testbed's GPUs are dealt out in turn."""
+    dtype: str | None = None
+    """Type to compute and keep KV in; None: the checkpoint's."""
+    threads: int = 1
+    """CPU threads of each process."""
+    max_blocks: int | None = None
+    """KV blocks of an instance at most; None: as many as its slices hold beside the weights."""
+    log_folder: Path | None = None
+    """Where each process's output goes; None: nowhere, but for the last lines in messages."""
+
+    def num_blocks(self, instance: Instance) -> int:
+        """KV blocks of an instance."""
+        room = num_blocks(instance)
+        return room if self.max_blocks is None else min(room, self.max_blocks)
+
+
+@dataclass(slots=True, eq=False)
+class Fleet:
+    """The worker processes. All of it is for the clock's thread, and ``close`` for when that has ended."""
+
+    clock: Clock
+    options: WorkerOptions
+    folder: Path
+    """For the sockets between stages."""
+    recording: Recording | None = None
+    cluster: Cluster | None = None
+    """Whose instances the workers are stages of; known once there is a control plane."""
+    on_lost: Callable[[Instance, str], None] | None = None
+    """Called once for each instance of which a process died or failed."""
+    _links: dict[Worker, WorkerLink] = field(default_factory=dict)
+    _spares: dict[GPU, WorkerLink] = field(default_factory=dict)
+    _ended: list[WorkerLink] = field(default_factory=list)
+    _serials: Iterator[int] = field(default_factory=count)
+
+    def link(self, worker: Worker) -> WorkerLink | None:
+        """The worker's process; None before it was started."""
+        return self._links.get(worker)
+
+    def links(self, instance: Instance) -> list[WorkerLink]:
+        """An instance's processes by rank."""
+        return [self._links[worker] for worker in instance.workers]
+
+    def instance_of(self, worker: Worker) -> Instance | None:
+        """The instance that a worker is a stage of, while there is one."""
+        instances = () if self.cluster is None else self.cluster.instances
+        return next((instance for instance in instances if worker in instance.workers), None)
+
+    def key(self, worker: Worker) -> WorkerKey:
+        """What a recording calls the worker of a living instance."""
+        instance = self.instance_of(worker)
+        if instance is None:
+            raise LookupError(f"worker of rank {worker.rank} on {worker.gpu.name} is no instance's")
+        return instance.instance_id, worker.rank
+
+    def record(self, event: Event) -> None:
+        """Write an event down, if anybody wants to know."""
+        if self.recording is not None:
+            self.recording.add(event)
+
+    def start(self, worker: Worker) -> WorkerLink:
+        """A new process for the worker."""
+        return self._adopt(worker, self._spawn("worker {}.{}".format(*self.key(worker))))
+
+    def take_spare(self, worker: Worker) -> WorkerLink:
+        """A process that waits on the worker's GPU already, as in a running Ray cluster; a new one if there is none."""
+        spare = self._spares.pop(worker.gpu, None)
+        return self.start(worker) if spare is None else self._adopt(worker, spare)
+
+    def keep_spare(self, gpu: GPU) -> None:
+        """Have a bare process wait on a GPU."""
+        if gpu not in self._spares:
+            with suppress(LiveError):  # whoever needs one tries again, and says why there is none
+                spare = self._spares[gpu] = self._spawn(f"spare worker {next(self._serials)}")
+                spare.on_fault = partial(self._drop_spare, gpu)
+
+    def await_spares(self) -> None:
+        """Wait until the spare processes listen; before the clock runs."""
+        for spare in self._spares.values():
+            spare.await_hello(START_LIMIT)
+
+    def stop(self, instance: Instance) -> None:
+        """End an instance's processes; those that died are gone already."""
+        for worker in instance.workers:
+            link = self._links.pop(worker, None)
+            if link is not None:
+                self._end(link)
+            self.socket_path(instance, worker.rank).unlink(missing_ok=True)
+
+    def fault(self, worker: Worker, reason: str) -> None:
+        """The worker is of no use any more: its instance is lost, unless it is gone anyway."""
+        instance = self.instance_of(worker)
+        if instance is not None and self.on_lost is not None:
+            self.record(Lost(at=self.clock.now, instance=instance.instance_id, reason=reason))
+            self.on_lost(instance, reason)
+
+    def socket_path(self, instance: Instance, rank: int) -> Path:
+        """Where the worker of this rank listens for activations."""
+        return self.folder / f"{instance.instance_id}.{rank}"
+
+    def device_of(self, gpu: GPU) -> str:
+        """The device that stands for a GPU of the testbed."""
+        if self.options.device == "cpu" or self.cluster is None:
+            return self.options.device
+        gpus = [candidate for server in self.cluster.servers for candidate in server.gpus]
+        return f"{self.options.device}:{gpus.index(gpu) % self.options.num_devices}"
+
+    def close(self) -> None:
+        """End every process and wait for it."""
+        for link in [*self._links.values(), *self._spares.values()]:
+            self._end(link)
+        self._links.clear()
+        self._spares.clear()
+        for link in self._ended:
+            link.join()
+
+    def _spawn(self, name: str) -> WorkerLink:
+        threads = str(self.options.threads)
+        folder = self.options.log_folder
+        live = spawn_module(
+            "serving.live.worker",
+            name,
+            env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
+            log_path=None if folder is None else folder / f"{name.replace(' ', '-')}.log",
+        )
+        return WorkerLink(live, self.clock)
+
+    def _adopt(self, worker: Worker, link: WorkerLink) -> WorkerLink:
+        link.on_fault = partial(self.fault, worker)
+        self._links[worker] = link
+        return link
+
+    def _drop_spare(self, gpu: GPU, reason: str) -> None:
+        del reason  # whoever needs one starts another
+        self._end(self._spares.pop(gpu))
+
+    def _end(self, link: WorkerLink) -> None:
+        link.close()
+        self._ended = [ended for ended in self._ended if ended.ending]
+        self._ended.append(link)

@@ -1,0 +1,91 @@
+"""Tokenizer: text to token ids and back; TextStream: the text of tokens that come one by one, in whole characters."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from serving.live.errors import LiveError
+
+UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+"""What a decoder shows for bytes that are no character, or not yet."""
+WINDOW = 24
+"""Tokens that are decoded together at most while characters stay incomplete."""
+KEPT = 6
+"""Tokens before the new ones that are decoded with them: the bytes of a character come in four tokens at most."""
+
+
+class Tokenizer:
+    """A checkpoint's ``tokenizer.json``; safe to use from several threads."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def open(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer in a checkpoint folder; LiveError when there is none or it is damaged."""
+        from tokenizers import Tokenizer as Reader
+
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise LiveError(f"{folder}: no tokenizer.json; requests for this model must give token ids, not text")
+        try:
+            return cls(Reader.from_file(str(path)))
+        except Exception as error:  # the reader raises bare Exception
+            raise LiveError(f"{path}: not a tokenizer ({error})") from error
+
+    @property
+    def vocab(self) -> int:
+        """Number of token ids that mean something."""
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text. Special tokens that are written out in it count as themselves; none are added."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special: bool = True) -> str:
+        """The text of token ids; special ones (end of text, ...) are not shown unless wanted."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+
+class TextStream:
+    """Text of one sequence's output as its tokens come: never half a character.
+
+    What a tokenizer makes of a token depends on those before it, so the last few are decoded again with each new one,
+    and what they add is the news.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = []
+        self._told = 0
+        """Characters of the window's text that were given out."""
+
+    def push(self, ids: Sequence[int]) -> str:
+        """The text that these tokens complete; "" while a character is incomplete."""
+        self._window += ids
+        return self._tell(_whole(self._decode()))
+
+    def flush(self) -> str:
+        """The rest, at the end: bytes that never became a character show as U+FFFD."""
+        return self._tell(self._decode())
+
+    def _tell(self, text: str) -> str:
+        news = text[self._told :]
+        self._told = max(self._told, len(text))
+        if len(self._window) > WINDOW:
+            del self._window[:-KEPT]
+            self._told = len(_whole(self._decode()))
+        return news
+
+    def _decode(self) -> str:
+        return self._tokenizer.decode(self._window)
+
+
+def _whole(text: str) -> str:
+    """The text without the end that later bytes may change: up to three, one a byte where a decoder falls back."""
+    shorter = text
+    for _ in range(3):
+        shorter = shorter.removesuffix(UNKNOWN)
+    return shorter

@@ -1,0 +1,211 @@
+"""LiveTransport: weights travel from a storage process through a server's prefetcher into shared memory, and from
+there into the worker's process."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Any
+
+from serving.core.hardware import Server, StorageServer
+from serving.core.instance import Worker
+from serving.core.stages import Loader
+from serving.live.arrival import Arrival, Inflow
+from serving.live.checkpoint import Checkpoint
+from serving.live.errors import LiveError
+from serving.live.fleet import Fleet
+from serving.live.part import Part
+from serving.live.prefetch_link import PrefetchLink
+from serving.live.processes import start_prefetcher
+from serving.live.recording import Fetched, FetchFailed, Loaded, WorkerKey
+from serving.live.shared_region import region_name, unlink
+from serving.live.worker_link import Reply
+from serving.units import Bytes
+
+Address = tuple[str, int]
+
+
+@dataclass(slots=True, eq=False)
+class Fetch(Inflow):
+    """A part in a region of a server's shared memory, or on its way there."""
+
+    part: Part
+    region: str
+    prefetcher: PrefetchLink
+
+
+class LiveTransport:
+    """The Transport port."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        run_id: str,
+        checkpoints: Mapping[str, Checkpoint],
+    ) -> None:
+        self._fleet = fleet
+        self._run_id = run_id
+        self._checkpoints = checkpoints
+        self.stores: dict[StorageServer, Address] = {}
+        """Where each storage server listens."""
+        self._serials = count()
+        self._prefetchers: dict[Server, PrefetchLink] = {}
+        self._fetches: dict[int, Fetch] = {}
+        """By id, until released."""
+
+    @property
+    def prefetchers(self) -> tuple[PrefetchLink, ...]:
+        """The prefetcher of each server."""
+        return tuple(self._prefetchers.values())
+
+    @property
+    def fetches(self) -> tuple[Fetch, ...]:
+        """What is in shared memory, or on its way there."""
+        return tuple(self._fetches.values())
+
+    def open(self, server: Server) -> PrefetchLink:
+        """The server's prefetcher, started if it does not run."""
+        link = self._prefetchers.get(server)
+        if link is None or link.ended:
+            log_folder = self._fleet.options.log_folder
+            process = start_prefetcher(
+                server.name,
+                f"{self._run_id}.{next(self._serials)}",
+                log_path=None if log_folder is None else log_folder / f"prefetcher-{server.name}.log",
+            )
+            link = self._prefetchers[server] = PrefetchLink(process, self._fleet.clock, self._hear)
+            link.on_end = partial(self._prefetcher_died, link)
+        return link
+
+    def close(self) -> None:
+        """End the prefetchers; every region goes."""
+        for link in self._prefetchers.values():
+            link.close()
+        for fetch in self._fetches.values():
+            unlink(fetch.region)
+
+    def fetch(self, worker: Worker) -> Arrival:
+        """The worker's part, from its server's storage process into a shared region of the server."""
+        instance = self._fleet.instance_of(worker)
+        if instance is None:
+            raise LookupError(f"a worker on {worker.gpu.name} fetches for no instance")
+        fetch_id = next(self._serials)
+        part = self._checkpoints[instance.model].part(worker.layers, instance.model)
+        arrival = Arrival(
+            self._fleet.clock, part.size, partial(self._cancel, fetch_id), partial(self._release, fetch_id)
+        )
+        try:
+            prefetcher = self.open(worker.server)
+        except LiveError as error:
+            self._fleet.clock.post(self._fleet.fault, worker, str(error))
+            return arrival
+        region = region_name(prefetcher.process.run_id, fetch_id)
+        fetch = Fetch(instance, worker.rank, worker.server, arrival, part, region, prefetcher)
+        self._fetches[fetch_id] = fetch
+        prefetcher.send(
+            {
+                "op": "fetch",
+                "id": fetch_id,
+                "store": self.stores[worker.server.store],
+                "link": worker.server.name,
+                "model": instance.model,
+                "layers": [worker.layers.start, worker.layers.stop],
+                "region": region,
+            }
+        )
+        return arrival
+
+    def load(self, worker: Worker, size: Bytes, loader: Loader) -> Arrival:
+        """The next tensors of the worker's part, so many bytes of them, from the region into its process."""
+        link = self._fleet.link(worker)
+        arrival = Arrival(self._fleet.clock, size)
+        if link is None:
+            raise LookupError(f"a worker on {worker.gpu.name} loads before its process was started")
+        if link.num_loaded == 0:
+            fetch = self._source(worker)
+            link.call({"op": "part", "part": fetch.part.to_json(), "region": fetch.region}, None)
+        first = link.num_loaded
+        link.num_loaded = stop_of(worker, first, size)
+        loaded = partial(self._loaded, arrival, self._fleet.key(worker), link.num_loads)
+        link.num_loads += 1
+        link.call({"op": "load", "tensors": [first, link.num_loaded], "loader": loader.value}, loaded)
+        return arrival
+
+    def _source(self, worker: Worker) -> Fetch:
+        """Where the worker's bytes are: in the region of its own fetch, or in what the server keeps."""
+        instance = self._fleet.instance_of(worker)
+        found: Fetch | None = None
+        for fetch in self._fetches.values():
+            if fetch.instance is instance and fetch.rank == worker.rank:
+                return fetch
+            same = fetch.instance.model == (instance and instance.model) and fetch.part.layers == worker.layers
+            if same and fetch.server is worker.server and not fetch.arrival.cancelled:
+                found = fetch
+        if found is None:
+            raise LookupError(
+                f"{worker.server.name} does not hold the weights that a worker on {worker.gpu.name} loads"
+            )
+        return found
+
+    def _loaded(self, arrival: Arrival, worker: WorkerKey, serial: int, reply: Reply) -> None:
+        del reply  # says nothing but that it is done
+        if arrival.under_way:
+            self._fleet.record(Loaded(at=self._fleet.clock.now, worker=worker, serial=serial))
+            arrival.finish()
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        """News of a prefetcher; of a fetch that nobody wants any more there may still be some."""
+        fetch = self._fetches.get(event["id"])
+        if fetch is None or not fetch.arrival.under_way:
+            return
+        match event["event"]:
+            case "described":
+                if Part.from_json(event["part"]) != fetch.part:
+                    self._fail(fetch, f"the storage server of {fetch.server.name} has another {fetch.part.model}")
+            case "progress":
+                self._advance(fetch, event["received"], done=False)
+            case "done":
+                self._advance(fetch, fetch.part.size, done=True)
+            case "failed":
+                self._fail(fetch, event["error"])
+
+    def _advance(self, fetch: Fetch, received: int, *, done: bool) -> None:
+        at = self._fleet.clock.now
+        self._fleet.record(Fetched(at=at, worker=fetch.key, received=received, done=done))
+        fetch.arrival.advance(received)
+        if done:
+            fetch.arrival.finish()
+
+    def _fail(self, fetch: Fetch, reason: str) -> None:
+        self._fleet.record(FetchFailed(at=self._fleet.clock.now, worker=fetch.key, reason=reason))
+        if self._fleet.cluster is not None and self._fleet.on_lost is not None:
+            fetch.fail(self._fleet.cluster, reason, self._fleet.on_lost)
+
+    def _prefetcher_died(self, link: PrefetchLink, reason: str) -> None:
+        """Its fetches end here; regions that are full outlive it, and the next fetch starts another."""
+        for fetch in list(self._fetches.values()):
+            if fetch.prefetcher is link and fetch.arrival.under_way:
+                self._fail(fetch, reason)
+
+    def _cancel(self, fetch_id: int) -> None:
+        fetch = self._fetches.get(fetch_id)
+        if fetch is not None:
+            fetch.prefetcher.send({"op": "cancel", "id": fetch_id})
+
+    def _release(self, fetch_id: int) -> None:
+        fetch = self._fetches.pop(fetch_id, None)
+        if fetch is not None:
+            fetch.prefetcher.send({"op": "free", "region": fetch.region})
+            if fetch.prefetcher.ended:
+                unlink(fetch.region)
+
+
+def stop_of(worker: Worker, first: int, size: Bytes) -> int:
+    """The tensor behind those that have so many bytes, from ``first`` on."""
+    stop, left = first, size
+    while left > 0 and stop < len(worker.tensors):
+        left -= worker.tensors[stop]
+        stop += 1
+    if left or stop == first:
+        raise ValueError(f"no tensors from number {first} on of a worker on {worker.gpu.name} have {size:.0f} bytes")
+    return stop

@@ -1,0 +1,97 @@
+"""Parity: a live run's completions, replayed in virtual time at their recorded times, give the same decisions."""
+
+from dataclasses import replace
+
+import pytest
+
+from serving.core.clock import FlowBody, Signal
+from serving.core.ports import System
+from serving.live.fleet import WorkerOptions
+from serving.live.recording import Event, Recording, StepEnded
+from serving.live.replay import ReplayMismatch, replay
+from serving.live.setup import LiveSetup, serve_live
+from serving.policies import configured
+from serving.records import DecisionRecord, Record, RequestRecord, StageRecord
+from serving.testbed import Testbed
+from serving.units import GB, MB
+from serving.workload.clients import Client, Send
+from tests.live.served import fixed, left_over, live_setup, request, small_testbed
+
+pytest.importorskip("torch", reason="needs the live extra: make test-live")
+
+SCALED = {"kv_reserve": 4 * MB, "leftover": 0.0, "grace_period": 0.2, "interval": 0.1}
+"""The knobs of serverless systems, for a model of 0.9 MB; slices are whole GB."""
+
+SYSTEMS: dict[str, tuple[System, Testbed]] = {
+    "hydraserve": (
+        configured("hydraserve", {**SCALED, "small_model": 0.1 * MB, "max_pipeline_size": 2}),
+        small_testbed(2, gpu_memory=1.5 * GB),
+    ),
+    "serverlessllm": (
+        configured("serverlessllm", {"grace_period": 0.2, "interval": 0.1}),
+        small_testbed(1, exclusive=True, cache=1.2 * MB),
+    ),
+    "serverless_vllm": (configured("serverless_vllm", SCALED), small_testbed(1, gpu_memory=1.5 * GB)),
+}
+
+
+def waves(num_waves: int) -> Client:
+    """Some requests at once; when all are answered and the instance has had time to retire, perhaps one more."""
+
+    def flow(send: Send) -> FlowBody:
+        answers: list[Signal] = []
+        for number in range(4):
+            yield 0.03
+            answers.append(send(request(number, 9 + number, 5)))
+        while answers:
+            yield answers.pop()
+        if num_waves > 1:
+            yield 0.5
+            yield send(request(100, 20, 3))
+
+    return flow
+
+
+def run_live(setup: LiveSetup, client: Client) -> tuple[list[Record], Recording]:
+    records: list[Record] = []
+    recording = Recording()
+    serve_live(setup, client, records.append, recording)
+    assert left_over() == []
+    return records, recording
+
+
+def decisions(records: list[Record]) -> list[DecisionRecord]:
+    return [record for record in records if isinstance(record, DecisionRecord)]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_replayed_completions_give_the_same_decisions(name: str) -> None:
+    system, testbed = SYSTEMS[name]
+    setup = live_setup(system, testbed, workers=WorkerOptions(max_blocks=64))
+    client = waves(2 if name == "serverlessllm" else 1)
+    records, recording = run_live(setup, client)
+    answered = [r.num_output_tokens for r in records if isinstance(r, RequestRecord)]
+    assert answered[:4] == [5, 5, 5, 5]
+    assert replay(setup, recording, client) == decisions(records)
+    if name == "serverlessllm":  # the second instance loads from the server's host memory
+        assert [d.action for d in decisions(records)].count("retire") == 1
+        assert [d.from_cache for d in decisions(records) if d.action == "launch"] == [False, True]
+        fetched = [r.num_bytes for r in records if isinstance(r, StageRecord) and r.stage == "fetch"]
+        assert fetched[0] > 0 == fetched[1]
+    if name == "hydraserve":
+        assert {len(d.servers) for d in decisions(records) if d.action == "launch"} == {2}
+
+
+def test_a_replay_that_is_not_of_this_run_is_noticed() -> None:
+    setup = live_setup(fixed(), small_testbed(1, exclusive=True), workers=WorkerOptions(max_blocks=64))
+    records, recording = run_live(setup, waves(1))
+    assert replay(setup, recording, waves(1)) == decisions(records)
+    later = Recording([replace_time(event, 1.0) for event in recording.events], recording.ended_at + 1.0)
+    assert replay(setup, later, waves(1)) != decisions(records)
+    fewer = [replace(e, num_output=e.num_output[1:]) if isinstance(e, StepEnded) else e for e in recording.events]
+    with pytest.raises(ReplayMismatch, match=r"step 1 of instance 0 has \d sequences"):
+        replay(setup, Recording(fewer, recording.ended_at), waves(1))
+
+
+def replace_time(event: Event, delay: float) -> Event:
+    return replace(event, at=event.at + delay)

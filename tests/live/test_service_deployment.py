@@ -1,0 +1,64 @@
+"""What ``aebench serve`` makes of its flags, and how it refuses wrong ones."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+pytest.importorskip("torch", reason="needs the live extra: make test-live")
+pytest.importorskip("starlette", reason="needs the live extra: make test-live")
+
+from aebench.cli import Commands
+from aebench.cli_serve import serve
+from aebench.service.deployment import Serving, engine_of
+from serving.live.fleet import WorkerOptions
+from serving.units import MB
+from tests.live.served import tiny_model
+
+CLI = Commands("aebench", commands={"serve": serve})
+
+
+def serving(**changes: Any) -> Serving:
+    told: dict[str, Any] = {"name": "tiny", "knobs": {}, "kv_memory": 1 * MB, "workers": WorkerOptions()}
+    return Serving(folder=tiny_model(), **{**told, **changes})
+
+
+@pytest.mark.parametrize("num_stages", [1, 2, 4])
+def test_an_instance_holds_the_context_that_clients_are_told(num_stages: int) -> None:
+    engine, model = engine_of(serving(num_stages=num_stages, kv_memory=20_000))
+    spec = engine.setup.deployments[0].spec
+    num_blocks = 20_000 // (spec.kv_bytes_per_layer * spec.num_layers * 16)
+    assert 0 < num_blocks * 16 == model.max_context < engine.checkpoints["tiny"].config.max_positions
+    assert engine.setup.testbed.servers[0][1] == num_stages
+
+
+def test_more_memory_than_positions_does_not_lengthen_the_context() -> None:
+    engine, model = engine_of(serving(kv_memory=10 * MB))
+    assert model.max_context == engine.checkpoints["tiny"].config.max_positions
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--system", "hydraserv"], "no system 'hydraserv'. Did you mean"),
+        (["--system", "hydraserve", "--stages", "2"], "hydraserve decides itself on stages: leave them out"),
+        (["--stages", "5"], "cannot make 5 stages; ask for fewer: --stages"),
+        (["--kv-gb", "1e-9"], "raise --kv-gb"),
+        (["--host", "no.such.host.invalid"], "give an address of this machine: --host"),
+    ],
+)
+def test_wrong_flags_are_one_clear_error(words: list[str], said: str) -> None:
+    result = CliRunner().invoke(CLI, ["serve", "--model", str(tiny_model()), "--port", "0", *words])
+    assert result.exit_code == 2
+    assert result.output.startswith("Error: ") and said in result.output and "Traceback" not in result.output
+
+
+def test_a_folder_without_a_checkpoint_and_a_port_in_use_are_said(tmp_path: Path) -> None:
+    result = CliRunner().invoke(CLI, ["serve", "--model", str(tmp_path), "--port", "0"])
+    assert result.exit_code == 2 and "not a checkpoint" in result.output
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = ["serve", "--model", str(tiny_model()), "--port", str(taken.getsockname()[1])]
+        result = CliRunner().invoke(CLI, words)
+    assert result.exit_code == 2 and "already in use; choose another: --port" in result.output
