@@ -128,3 +128,5 @@ class System:
     """Whether its testbed must lend whole GPUs instead of slices."""
     summary: str
     """One line for the report."""
+    resident_workers: bool = False
+    """Its workers are processes of a cluster that runs already: an interpreter waits on every GPU."""

@@ -33,10 +33,6 @@ from serving.testbed import Testbed
 from serving.units import Bytes, BytesPerSecond
 from serving.workload.clients import Client
 
-RAY_SYSTEMS = ("serverlessllm", "serverlessllm_with_cached_model")
-"""Systems whose workers are processes of a running cluster: their interpreters run before a launch."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSetup:
     """What is served, by which policies, on which logical machines, with which weights."""
@@ -108,7 +104,7 @@ def running(
         transport.stores.update({store: process.address for store, process in stores.items()})
         for server in control.cluster.servers:
             transport.open(server)
-        if setup.system.name in RAY_SYSTEMS:
+        if setup.system.resident_workers:
             provisioner.keeps_spares = True
             for server in control.cluster.servers:
                 for gpu in server.gpus:

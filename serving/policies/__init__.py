@@ -33,6 +33,7 @@ SYSTEMS: dict[str, System] = {
             scheduler=_batching,
             exclusive_gpus=True,
             summary="whole GPUs, pinned-memory store, fastest estimated start",
+            resident_workers=True,
         ),
         System(
             name="serverlessllm_with_cached_model",
@@ -41,6 +42,7 @@ SYSTEMS: dict[str, System] = {
             scheduler=_batching,
             exclusive_gpus=True,
             summary="ServerlessLLM with the model already in pinned host memory (the workload sees to it)",
+            resident_workers=True,
         ),
         System(
             name="hydraserve_with_single_worker",
