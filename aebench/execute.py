@@ -218,7 +218,8 @@ def _timed_requests(spec: Spec, workload: Spec, seed: int) -> Iterator[tuple[Sec
     if workload["arrivals"]["kind"] == "trace":
         yield from _replayed(spec, workload["arrivals"]["file"])
         return
-    times = _arrivals(workload["arrivals"]).times(seed)
+    first_after = workload.get("first_after", 0.0)
+    times = (first_after + at for at in _arrivals(workload["arrivals"]).times(seed))
     sizes = lengths.LengthPair(prompt=_lengths(workload["prompt"]), output=_lengths(workload["output"])).pairs(seed)
     choice = Random(f"{seed}/models")
     models = [spec["model"]] if spec["model"] else list(spec["deployments"])

@@ -124,6 +124,8 @@ class Experiment:
             for name, count in bed.servers.items()
         }
         spec["deployments"] = {name: _deployment(table) for name, table in file.deployments.items()}
+        if not spec["workload"]["first_after"]:
+            del spec["workload"]["first_after"]  # as before it could be said
         arrivals = spec["workload"]["arrivals"]
         if arrivals is not None and arrivals["kind"] == "trace":
             arrivals["sha256"] = self._trace_digest(arrivals["file"])

@@ -54,6 +54,8 @@ class Workload(Strict):
     """What is done to the host cache: load other models before each measured request, or this one once."""
     prepare_output_tokens: int = Field(default=10, ge=1)
     num_requests: int = Field(default=100, ge=1)
+    first_after: float = Field(default=0.0, ge=0)
+    """Of an open loop: seconds before its arrivals begin, in which instances may start."""
     arrivals: Arrivals | None = None
     prompt: Lengths | None = None
     output: Lengths | None = None

@@ -11,7 +11,7 @@ from serving.cost.profile import StepTable
 from serving.records import Record
 from serving.sim.executor import SimExecutor
 from serving.sim.provisioner import SimProvisioner
-from serving.sim.transport import SimTransport
+from serving.sim.transport import Processors, SimTransport
 from serving.testbed import Testbed, build_inventory, isolation
 from serving.workload.clients import Client
 
@@ -35,11 +35,12 @@ class Setup:
 def simulated_backend(testbed: Testbed, seed: int, steps: StepTable | None = None) -> tuple[SimClock, Backend]:
     """The ports in virtual time, and the clock that runs them."""
     clock = SimClock()
+    processors = Processors(clock)
     backend = Backend(
         clock=clock,
         executor=SimExecutor(clock, testbed.startup, steps),
-        transport=SimTransport(clock, testbed.startup),
-        provisioner=SimProvisioner(clock, testbed.startup, seed, steps),
+        transport=SimTransport(clock, testbed.startup, processors),
+        provisioner=SimProvisioner(clock, testbed.startup, seed, steps, processors),
     )
     return clock, backend
 

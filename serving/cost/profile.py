@@ -17,6 +17,8 @@ from serving.units import BytesPerSecond, Seconds, Tokens
 SCHEMA = 1
 Curve = tuple[tuple[int, Seconds], ...]
 """Measured times by a count, ascending."""
+Factors = tuple[tuple[int, float], ...]
+"""Measured factors by a count, ascending; beyond its ends a factor stays what it is there."""
 
 
 def interpolate(curve: Curve, count: float) -> Seconds:
@@ -42,21 +44,34 @@ class StepTable:
     """Per ``chunk_pairs`` of a prompt chunk that has a context; ``prefill`` holds those of a prompt without."""
     hop: Seconds
     """Per further pipeline stage."""
-    slowdown: tuple[float, ...]
-    """Factor on a step's time when one, two ... instances of the machine compute at once; the last goes for more."""
+    slowdown: tuple[Factors, ...]
+    """Factor on a step's time by its rows, when one, two ... instances of the machine compute at once; the last goes
+    for more. Steps of few rows wait for memory, which instances share, those of many compute."""
 
     def __post_init__(self) -> None:
-        for name in ("prefill", "decode"):
-            counts = [count for count, _ in getattr(self, name)]
+        if not self.slowdown:
+            raise ValueError("steps.slowdown: expected at least the factor of one instance, got none")
+        for name, curve in (
+            ("prefill", self.prefill),
+            ("decode", self.decode),
+            *(("slowdown", c) for c in self.slowdown),
+        ):
+            counts = [count for count, _ in curve]
             if not counts or counts != sorted(dict.fromkeys(counts)) or counts[0] < 1:
                 raise ValueError(f"steps.{name}: expected counts that ascend from at least 1, got {counts}")
-        if not self.slowdown or min(self.slowdown) < 1.0:
-            raise ValueError(f"steps.slowdown: expected factors of at least 1, got {list(self.slowdown)}")
+        factors = [factor for curve in self.slowdown for _, factor in curve]
+        if min(factors) < 1.0:
+            raise ValueError(f"steps.slowdown: expected factors of at least 1, got {factors}")
 
     def time(self, plan: StepPlan, num_stages: int, num_busy: int) -> Seconds:
         """Time of a step while so many instances (this one included) compute."""
         num_sampled = len(plan.sequences) - plan.ends_in_chunk
-        return self._alone(plan, num_sampled, num_stages) * self.slowdown[min(num_busy, len(self.slowdown)) - 1]
+        return self._alone(plan, num_sampled, num_stages) * self.factor(plan.total_tokens, num_busy)
+
+    def factor(self, num_rows: Tokens, num_busy: int) -> float:
+        """What a step of so many rows takes longer while so many instances compute."""
+        factors = self.slowdown[min(num_busy, len(self.slowdown)) - 1]
+        return interpolate(factors, min(max(num_rows, factors[0][0]), factors[-1][0]))
 
     def prefill_time(self, num_tokens: Tokens) -> Seconds:
         """Time of a lone prompt."""
@@ -121,7 +136,7 @@ class Profile:
                     context=float(steps["context"]),
                     pairs=float(steps["pairs"]),
                     hop=float(steps["hop"]),
-                    slowdown=tuple(map(float, steps["slowdown"])),
+                    slowdown=tuple(map(_factors, steps["slowdown"])),
                 ),
             )
         except KeyError as error:
@@ -132,3 +147,8 @@ class Profile:
 
 def _curve(points: Any) -> Curve:
     return tuple((int(count), float(seconds)) for count, seconds in points)
+
+
+def _factors(entry: Any) -> Factors:
+    """A number is the factor of steps of any size."""
+    return ((1, float(entry)),) if isinstance(entry, int | float) else _curve(entry)

@@ -4,14 +4,13 @@ from math import log, sqrt
 from random import Random
 
 from serving.core.clock import Clock, Signal
-from serving.core.hardware import Link
 from serving.core.instance import Instance, Worker
 from serving.core.stages import Stage, Work
 from serving.cost.memory import num_blocks
 from serving.cost.profile import StepTable
 from serving.cost.roofline import forward_time
 from serving.cost.startup import StartupCosts
-from serving.sim.transport import FairShare
+from serving.sim.transport import Processors
 from serving.units import Seconds
 
 
@@ -23,12 +22,16 @@ class SimProvisioner:
     """
 
     def __init__(
-        self, clock: Clock, startup: dict[str, StartupCosts], seed: int, steps: StepTable | None = None
+        self,
+        clock: Clock,
+        startup: dict[str, StartupCosts],
+        seed: int,
+        steps: StepTable | None = None,
+        processors: Processors | None = None,
     ) -> None:
         self._clock = clock
         self._steps = steps
-        self._processors = FairShare(clock)
-        self._hosts: dict[float, Link] = {}
+        self._processors = processors
         self._startup = startup
         self._seed = seed
         self._streams: dict[str, Random] = {}
@@ -37,9 +40,8 @@ class SimProvisioner:
         """Begin a TIMED, PROFILE or POLL stage, or the wait before a FETCH; the signal fires at its end."""
         duration = self._duration(instance, worker, stage)
         cores = self._startup[worker.server.kind].host_cores
-        if cores is not None and not stage.period:
-            host = self._hosts.setdefault(cores, Link("host cores", cores))
-            return self._processors.move(duration, (Link("a core", 1.0), host)).done
+        if self._processors is not None and cores is not None and not stage.period:
+            return self._processors.compute(duration, cores).done
         ended = Signal(self._clock)
         self._clock.call_later(duration, ended.fire)
         return ended

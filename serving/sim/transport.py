@@ -225,12 +225,54 @@ class FairShare:
                 del self._users[link]
 
 
+class Processors:
+    """The cores of a machine, which whatever computes or copies on it shares; nobody has more than one."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._shared = FairShare(clock)
+        self._hosts: dict[float, Link] = {}
+
+    def compute(self, duration: Seconds, cores: float) -> SimTransfer:
+        """Something that takes so long with a core of its own."""
+        return self._shared.move(duration, self._path(cores))
+
+    def copy(self, size: Bytes, rate: BytesPerSecond, cores: float) -> "Copying":
+        """Bytes that a core copies at a rate."""
+        return Copying(self._shared.move(size / rate, self._path(cores)), rate)
+
+    def _path(self, cores: float) -> tuple[Link, Link]:
+        host = self._hosts.setdefault(cores, Link("host cores", cores))
+        return Link("a core", 1.0), host
+
+
+class Copying:
+    """A Transfer by a processor: its seconds of a core, seen as bytes."""
+
+    def __init__(self, computing: SimTransfer, rate: BytesPerSecond) -> None:
+        self._computing = computing
+        self._rate = rate
+        self.done = computing.done
+
+    def reached(self, num_bytes: Bytes) -> Signal:
+        """Fires when so many bytes are copied."""
+        return self._computing.reached(num_bytes / self._rate)
+
+    def cancel(self) -> None:
+        """The rest is not copied."""
+        self._computing.cancel()
+
+    def release(self) -> None:
+        """Nothing is kept in host memory for it."""
+
+
 class SimTransport:
     """The Transport port: weights travel storage server, server NIC, host memory, PCIe."""
 
-    def __init__(self, clock: Clock, startup: dict[str, StartupCosts]) -> None:
+    def __init__(self, clock: Clock, startup: dict[str, StartupCosts], processors: "Processors | None" = None) -> None:
         self.links = FairShare(clock)
         self._startup = startup
+        self._processors = processors
         self._loaders: dict[Worker, Link] = {}
 
     def fetch(self, worker: Worker) -> SimTransfer:
@@ -238,8 +280,15 @@ class SimTransport:
         server: Server = worker.server
         return self.links.move(worker.weights, (server.store.uplink, server.downlink))
 
-    def load(self, worker: Worker, size: Bytes, loader: Loader) -> SimTransfer:
-        """Some weights, from host memory to the GPU; the engine's own loader is a narrower pipe."""
+    def load(self, worker: Worker, size: Bytes, loader: Loader) -> "SimTransfer | Copying":
+        """Some weights, from host memory to the GPU; the engine's own loader is a narrower pipe. Where servers are
+        parts of one machine, its cores do the copying."""
+        cores = self._startup[worker.server.kind].host_cores
+        if self._processors is not None and cores is not None:
+            rate = worker.gpu.pcie.capacity
+            if loader is Loader.ENGINE:
+                rate = min(rate, self._startup[worker.server.kind].engine_load_rate)
+            return self._processors.copy(size, rate, cores)
         path = [worker.gpu.pcie]
         if loader is Loader.ENGINE:
             rate = self._startup[worker.server.kind].engine_load_rate

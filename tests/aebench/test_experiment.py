@@ -27,7 +27,7 @@ BREAKDOWN_TOML: Cases = [
         "repeats ",
         "repeat ",
         (
-            ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: arrivals, gap, kind,"
+            ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: arrivals, first_after, gap, kind,"
             " num_requests, output, output_tokens, phase, prepare, prepare_output_tokens, prompt, "
             "prompt_tokens, repeats"
         ),

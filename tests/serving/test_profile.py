@@ -8,13 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from serving.core.clock import SimClock
 from serving.core.plan import StepPlan
+from serving.core.stages import Loader, Stage
 from serving.cost.profile import Profile, StepTable, interpolate
 from serving.policies import SYSTEMS
 from serving.policies.fixed_instances import FixedInstancesConfig
 from serving.serve import Setup, serve
+from serving.sim.provisioner import SimProvisioner
+from serving.sim.transport import Processors, SimTransport
 from serving.units import GB
-from tests.build import A10, STARTUP, Outcome, make_deployment, make_requests, make_sequence, make_testbed, sent
+from tests.build import (
+    STARTUP,
+    Outcome,
+    make_cluster,
+    make_deployment,
+    make_instance,
+    make_requests,
+    make_sequence,
+    make_testbed,
+    make_workers,
+    sent,
+)
 
 TABLE = StepTable(
     prefill=((1, 0.010), (10, 0.019), (100, 0.100)),
@@ -22,7 +37,7 @@ TABLE = StepTable(
     context=1e-5,
     pairs=1e-6,
     hop=0.002,
-    slowdown=(1.0, 1.5),
+    slowdown=(((1, 1.0),), ((1, 1.5), (10, 1.5), (100, 1.2))),
 )
 
 
@@ -65,6 +80,17 @@ def test_further_stages_cost_a_hop_and_busy_neighbours_a_factor() -> None:
     assert TABLE.time(plan_of((10, 0)), 1, 2) == TABLE.time(plan_of((10, 0)), 1, 5) == pytest.approx(0.0285)
 
 
+@pytest.mark.parametrize(("rows", "factor"), [(1, 1.5), (10, 1.5), (55, 1.35), (100, 1.2), (1000, 1.2)])
+def test_the_factor_goes_by_rows_and_stays_beyond_what_was_measured(rows: int, factor: float) -> None:
+    assert TABLE.factor(rows, 2) == pytest.approx(factor)
+    assert TABLE.factor(rows, 1) == 1.0
+
+
+def test_a_number_in_a_file_is_the_factor_of_steps_of_any_size() -> None:
+    table = Profile.from_json(broken(steps={"slowdown": [1.0, 1.25]})).steps
+    assert table.factor(1, 2) == table.factor(500, 3) == 1.25
+
+
 def two_instances(gap: float, steps: StepTable | None = TABLE) -> Outcome:
     system = SYSTEMS["fixed_instances"]
     records: list[Any] = []
@@ -86,29 +112,38 @@ def test_two_instances_that_compute_at_once_slow_each_other_down() -> None:
         return [(record.first_token_at or 0.0) - record.arrived_at for record in records]
 
     assert answers(5.0) == pytest.approx([0.019, 0.019])
-    assert answers(0.001) == pytest.approx([0.019, 0.0285])
+    # 1 ms alone, 18 ms at two thirds of the speed: 28 ms; the second one has its last millisecond alone again
+    assert answers(0.001) == pytest.approx([0.028, 0.028])
 
 
-def test_starts_on_one_machine_share_its_cores() -> None:
-    kind = replace(A10, startup=replace(STARTUP, host_cores=2.0))
+@pytest.mark.parametrize(("num_workers", "ends"), [(1, 2.0), (2, 2.0), (4, 4.0), (5, 5.0)])
+def test_starts_on_one_machine_share_its_cores(num_workers: int, ends: float) -> None:
+    clock, costs = SimClock(), {"a10x1": replace(STARTUP, host_cores=2.0)}
+    provisioner = SimProvisioner(clock, costs, 0, TABLE, Processors(clock))
+    workers = make_workers(make_cluster())
+    starts = [
+        provisioner.start(make_instance().instance, workers[0], Stage(name="libraries")) for _ in range(num_workers)
+    ]
+    clock.run()
+    assert all(start.fired for start in starts)
+    assert clock.now == pytest.approx(ends)  # 2 s of a core each
 
-    def libraries(num_instances: int) -> float:
-        records: list[Any] = []
-        setup = Setup(
-            testbed=make_testbed(num_instances, kind, exclusive=True),
-            system=replace(SYSTEMS["fixed_instances"], config=FixedInstancesConfig(num_instances=num_instances)),
-            deployments=(make_deployment(),),
-            seed=0,
-            steps=TABLE,
-        )
-        outcome = Outcome(serve(setup, sent([(0.0, make_requests(1)[0])]), records.append), records)
-        start, end = outcome.stages()["libraries"]
-        return end - start
 
-    # one worker: 2 s of imports beside 0.5 s of context, a core for each; four workers on two cores: 8 stages at a
-    # quarter of a core each until the contexts are made at t = 2.0, which leaves each import 1.5 s at half a core
-    assert libraries(1) == pytest.approx(2.0)
-    assert libraries(4) == pytest.approx(2.0 + 3.0)
+def test_copies_take_a_core_as_imports_do() -> None:
+    clock, costs = SimClock(), {"a10x1": replace(STARTUP, host_cores=1.0)}
+    processors = Processors(clock)
+    provisioner = SimProvisioner(clock, costs, 0, TABLE, processors)
+    transport = SimTransport(clock, costs, processors)
+    (worker,) = make_workers(make_cluster())
+    provisioner.start(make_instance().instance, worker, Stage(name="libraries"))
+    copy = transport.load(worker, 4 * GB, Loader.DIRECT)  # 0.5 s of a core at 8 GB/s
+    half = copy.reached(2 * GB)
+    clock.run(0.75)
+    assert (half.fired, copy.done.fired) == (True, False)
+    clock.run(1.01)
+    assert copy.done.fired
+    clock.run()
+    assert clock.now == pytest.approx(2.5)
 
 
 PROFILE = Profile(
@@ -144,6 +179,8 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(steps={"prefill": []}), "steps.prefill: expected counts that ascend"),
         (broken(steps={"decode": [[8, 1.0], [4, 1.0]]}), "steps.decode: expected counts that ascend"),
         (broken(steps={"slowdown": [0.5]}), "steps.slowdown: expected factors of at least 1"),
+        (broken(steps={"slowdown": [1.0, [[8, 1.1], [1, 1.4]]]}), "steps.slowdown: expected counts that ascend"),
+        (broken(steps={"slowdown": []}), "steps.slowdown: expected at least the factor of one instance"),
         (broken(fetch_rate="fast"), "could not convert string to float"),
     ],
 )
