@@ -199,6 +199,12 @@ class Catalog:
                 return meaning
         raise NotFoundError(f"no figure, paper or topic {name!r}.{near_misses(name, self.known_names())}")
 
+    def is_group(self, name: str) -> bool:
+        """Whether a name stands for whatever it holds: ``all``, a paper, a topic of several figures."""
+        if name in self.figures or len(self._meant(name)) == 1:
+            return False
+        return name == "all" or name in self.papers or any(name in paper.topics for paper in self.papers.values())
+
     def known_names(self) -> list[str]:
         """Every name that ``resolve`` takes, ids first."""
         bare = {figure_id.partition("/")[2]: None for figure_id in self.figures}

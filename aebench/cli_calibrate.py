@@ -31,12 +31,12 @@ def calibrate(name: str, device: str, out: Path | None, quick: bool, force: bool
 
     Takes two to three minutes, in which the machine should do nothing else.
     """
-    from aebench.machine import hardware_text, usable_cores
+    from aebench.machine import check_live, hardware_text, num_devices, usable_cores
     from serving.live.calibrate.measure import QUICK, Effort, Options
     from serving.live.calibrate.measure import calibrate as measure
     from serving.live.checkpoint import find
 
-    _check_machine(device)
+    check_live("aebench calibrate", device)
     folder = find(name)
     path = out or Path(f"profile-{folder.absolute().name}-{device}.json")
     _check_place(path, force)
@@ -44,6 +44,7 @@ def calibrate(name: str, device: str, out: Path | None, quick: bool, force: bool
         hardware=hardware_text(device),
         num_cores=usable_cores(),
         device=device,
+        num_devices=num_devices(device),
         threads=counts["threads"],
         num_instances=counts["instances"],
         effort=QUICK if quick else Effort(),
@@ -52,17 +53,6 @@ def calibrate(name: str, device: str, out: Path | None, quick: bool, force: bool
     _write(found, path)
     click.echo(_table(found))
     click.echo(f"\n{path}. Simulate this machine: aebench run figure7 --profile {path}")
-
-
-def _check_machine(device: str) -> None:
-    from aebench.machine import INSTALL_LIVE, absent_packages, accelerators
-
-    if absent := absent_packages():
-        raise UsageError(f"aebench calibrate needs {', '.join(absent)}, not installed here. Run: {INSTALL_LIVE}")
-    if device == "cuda" and not accelerators():
-        raise UsageError(
-            "--device cuda: nvidia-smi shows no CUDA device on this machine. Expected one, or --device cpu"
-        )
 
 
 def _check_place(path: Path, force: bool) -> None:

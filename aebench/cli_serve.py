@@ -10,7 +10,7 @@ COUNT = click.IntRange(min=1)
 
 
 @click.command()
-@click.option("--model", "folder", type=click.Path(path_type=Path, file_okay=False), required=True, metavar="DIR")
+@click.option("--model", "folder", required=True, metavar="MODEL", help="A checkpoint's folder, or its name.")
 @click.option("--name", help="What clients call the model  [default: the folder's name].")
 @click.option("--system", default="fixed_instances", show_default=True, help="Others start instances on demand.")
 @click.option("--replicas", "num_instances", type=COUNT, default=1, show_default=True, help="Instances, or the most.")
@@ -33,6 +33,10 @@ def serve(**options: Any) -> None:
 
     SIGTERM or Ctrl-C lets the requests under way finish; a second one does not.
     """
+    from aebench.machine import check_live, check_service
+
+    check_live("aebench serve", options["device"])
+    check_service("aebench serve")
     from aebench.service.command import run
 
     sys.exit(run(options, click.echo))

@@ -11,6 +11,7 @@ from typing import Any
 from aebench import report as reporting
 from aebench import workflow
 from aebench.catalog import Catalog
+from aebench.choice import choose
 from aebench.claims import exit_code
 from aebench.errors import Stopped, UsageError
 from aebench.logs import RunLog
@@ -38,6 +39,7 @@ def dry_run(names: Sequence[str], options: RunOptions, as_json: bool) -> str:
     catalog = Catalog()
     planned = workflow.plan(catalog, names, options)
     workflow.rehearse(catalog, planned)
+    notes = [*options.notes, *choose(catalog, names, options).left_out]
     if as_json:
         plans = [
             {
@@ -48,8 +50,8 @@ def dry_run(names: Sequence[str], options: RunOptions, as_json: bool) -> str:
             }
             for each in planned
         ]
-        return json.dumps({"experiments": plans}, indent=2)
-    lines = []
+        return json.dumps({"experiments": plans, "notes": notes}, indent=2)
+    lines = list(notes)
     for each in planned:
         lines.append(_plan_line(each, options))
         lines += [f"  {point.name}" for point in each.points]
@@ -62,7 +64,7 @@ def run(names: Sequence[str], options: RunOptions, as_json: bool, say: Say, warn
     planned = workflow.plan(catalog, names, options)
     workflow.rehearse(catalog, planned)
     workflow.refuse_resuming_nothing(planned, options)
-    for note in options.notes:
+    for note in (*options.notes, *choose(catalog, names, options).left_out):
         warn(note)
     everything: list[Drawn] = []
     code = 0
@@ -113,10 +115,10 @@ def diff(
     if shown.get("stages"):
         blocks += [_stages_text(catalog, each) for each in drawn]
     if against is not None:
-        from aebench.comparison import compare, counterpart
+        from aebench.comparison import comparisons
 
         others = workflow.judged(catalog, [each.figure.figure_id for each in drawn], against)
-        blocks += [compare(each, counterpart(each, others)) for each in drawn]
+        blocks += comparisons(drawn, others, against)
     return "\n\n".join(blocks), code
 
 
@@ -159,7 +161,7 @@ def figure_text(drawn: Drawn) -> str:
     if result.prediction is not None:
         lines += [part.strip() for part in result.prediction.text.split(";")]
     if result.judgements:
-        lines += ["", reporting.claim_table(result.judgements), ""]
+        lines += ["", reporting.claim_table(result.judgements, result.says), ""]
     lines += [f"figure {path}" if path.suffix != ".claim" else f"claims {path}" for path in drawn.files]
     return "\n".join(lines)
 

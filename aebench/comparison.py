@@ -1,26 +1,49 @@
 """Comparison: one figure's values in two logs."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
+from aebench.errors import UsageError
 from aebench.report import signed_percent
-from aebench.shown_runs import measured_on
+from aebench.shown_runs import is_run, measured_on
 from aebench.workflow import Drawn
 
 SHOWN = 10
 """Cells listed at most, largest difference first."""
 
 
-def counterpart(one: Drawn, others: Sequence[Drawn]) -> Drawn:
-    """The same figure of another log: made in the same world on the same hardware if there is one, else on the same
-    device, else any."""
-    found = [other for other in others if other.figure.figure_id == one.figure.figure_id]
+def counterpart(one: Drawn, others: Sequence[Drawn], folder: Path) -> Drawn | None:
+    """The same figure in the log at ``folder``, made by the same backend on the same device and hardware; None: there
+    is none. A run that is named by its own folder may be by the other backend: a simulation from a machine's profile
+    stands beside what that machine did."""
     wanted = measured_on(one.log)
+    found = [other for other in others if other.figure.figure_id == one.figure.figure_id]
+    same = next((other for other in found if measured_on(other.log) == wanted), None)
+    if same is not None or not wanted[1] or not is_run(folder):
+        return same
+    return next((other for other in found if measured_on(other.log)[1:] == wanted[1:]), None)
 
-    def fit(other: Drawn) -> tuple[bool, bool]:
-        found = measured_on(other.log)
-        return found == wanted, found[1] == wanted[1]
 
-    return max(found, key=fit)
+def comparisons(drawn: Sequence[Drawn], others: Sequence[Drawn], folder: Path) -> list[str]:
+    """Every figure beside its counterpart in the log at ``folder``; UsageError when none has one."""
+    pairs = [(one, counterpart(one, others, folder)) for one in drawn]
+    if all(other is None for _, other in pairs):
+        found = ", ".join(dict.fromkeys(made_on(other) for other in others))
+        raise UsageError(
+            f"--against {folder}: no run of the same machine there. Expected {made_on(drawn[0])}, found {found}. "
+            "A prediction and what it predicts are compared by --against RUN_FOLDER, on hardware of one name"
+        )
+    return [_absent(one, folder) if other is None else compare(one, other) for one, other in pairs]
+
+
+def made_on(drawn: Drawn) -> str:
+    """Backend and hardware of a run: ``live on NVIDIA H200, 16 cores``."""
+    return f"{drawn.log.manifest.backend} on {drawn.log.manifest.measured or 'the machines of the paper'}"
+
+
+def _absent(one: Drawn, folder: Path) -> str:
+    name = one.figure.figure_id
+    return f"{name}  {one.figure.plot.y} ({made_on(one)}) against {folder}: no run of the same machine there"
 
 
 def compare(one: Drawn, other: Drawn) -> str:
@@ -36,7 +59,9 @@ def compare(one: Drawn, other: Drawn) -> str:
     found = f"{len(changed)} of {len(both)} points differ"
     if alone:
         found += f", {alone} have no counterpart there"
-    lines = [f"{one.figure.figure_id}  {metric} against {other.log.folder}: {found}"]
+    differ = measured_on(one.log) != measured_on(other.log)
+    this, that = (f" ({made_on(each)})" if differ else "" for each in (one, other))
+    lines = [f"{one.figure.figure_id}  {metric}{this} against {other.log.folder}{that}: {found}"]
     for _, row in changed.head(SHOWN).iterrows():
         where = " ".join(f"{key}={row[key]}" for key in keys)
         lines.append(f"  {where}  {row[f'{metric}_other']:.4g} -> {row[metric]:.4g}  {signed_percent(row['change'])}")

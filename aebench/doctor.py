@@ -12,7 +12,14 @@ from pathlib import Path
 
 from aebench.catalog import Catalog
 from aebench.errors import AebenchError
-from aebench.machine import INSTALL_LIVE, LIVE_PACKAGES, SHARED_MEMORY, absent_packages, accelerators
+from aebench.machine import (
+    INSTALL_LIVE,
+    LIVE_PACKAGES,
+    SERVICE_PACKAGES,
+    SHARED_MEMORY,
+    absent_packages,
+    accelerators,
+)
 from serving.core.clock import SimClock
 from serving.live.checkpoint import models_root
 
@@ -72,7 +79,7 @@ class Examination:
 def examine(log_path: Path) -> Examination:
     """Look at interpreter, packages, experiments, disk, speed, and what the live backend would need."""
     found = [_python(), _packages(), _experiments(), _disk(log_path), _speed(), _git(), _gpu()]
-    found += [_live_packages(), _models(), _shared_memory()]
+    found += [_live_packages(), _service(), _models(), _shared_memory()]
     return Examination(tuple(found))
 
 
@@ -144,6 +151,14 @@ def _live_packages() -> Finding:
         return Finding("live extra", False, text, needed=False, live=True)
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in LIVE_PACKAGES)
     return Finding("live extra", True, versions, needed=False, live=True)
+
+
+def _service() -> Finding:
+    absent = absent_packages(SERVICE_PACKAGES)
+    if absent:
+        return Finding("service", False, f"no {', '.join(absent)}; for aebench serve: {INSTALL_LIVE}", needed=False)
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in SERVICE_PACKAGES)
+    return Finding("service", True, versions, needed=False)
 
 
 def _models() -> Finding:

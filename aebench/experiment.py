@@ -14,7 +14,7 @@ from aebench.point import GridValue, Point
 from aebench.point_checks import check_name, check_open_loop, check_policy
 from aebench.settings import Tables, apply_setting, expand_dots, held, merge, parts
 from aebench.toml_files import DeploymentTable, ExperimentFile, ServerTable, TestbedsFile, check, read_toml
-from aebench.world import PAPER, World, tables_for
+from aebench.world import PAPER, World, declared_devices, tables_for
 from serving.cost.gpus import KINDS
 from serving.cost.models import MODELS
 from serving.policies import SYSTEMS
@@ -39,6 +39,10 @@ class Experiment:
     """The file, and the settings that changed it: where a mistake is."""
     settings: tuple[str, ...] = ()
     world: World = PAPER
+    devices: tuple[str, ...] = ()
+    """Those of this machine that its file declares a world for."""
+    seconds_per_point: float = 0.1
+    """Estimate: a point in virtual time takes what it takes there, whatever machine it simulates."""
 
     @classmethod
     def read(
@@ -51,7 +55,7 @@ class Experiment:
     ) -> "Experiment":
         """The experiment in a file as it is in a world at a scale, with ``KEY=VALUE`` settings."""
         declared = read_toml(path)
-        check(ExperimentFile, declared, path)
+        in_file = check(ExperimentFile, declared, path)
         tables = tables_for(world, declared, scale)
         for setting in settings:
             apply_setting(tables, setting)
@@ -70,6 +74,8 @@ class Experiment:
             source=source,
             settings=tuple(settings),
             world=world,
+            devices=declared_devices(declared),
+            seconds_per_point=(file if world.backend == "live" else in_file).seconds_per_point,
         )
         experiment._check_names()
         return experiment

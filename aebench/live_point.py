@@ -9,7 +9,7 @@ from typing import Any
 
 from aebench.errors import UsageError
 from aebench.execute import client, deployments, lends_whole_gpus, testbed
-from aebench.machine import INSTALL_LIVE, absent_packages, accelerators
+from aebench.machine import check_live, num_devices
 from aebench.point import Point
 from serving.core.model import ModelSpec
 from serving.live.checkpoint import Checkpoint, find, models_root
@@ -38,7 +38,7 @@ def execute(point: Point, write: Callable[[Record], None]) -> Seconds:
         deployments=deployments(spec),
         checkpoints={name: find(folder) for name, folder in checkpoint_names(spec)},
         seed=point.seed,
-        workers=WorkerOptions(device=spec["device"], num_devices=max(1, len(accelerators()))),
+        workers=WorkerOptions(device=spec["device"], num_devices=num_devices(spec["device"])),
     )
     clock = serve_live(setup, client(spec, point.seed), write).backend.clock
     assert isinstance(clock, RealClock)
@@ -51,6 +51,11 @@ def checkpoint_names(spec: Spec) -> Iterator[tuple[str, str]]:
         yield name, table.get("checkpoint") or table.get("architecture") or name
 
 
+def folder_name(checkpoint: str) -> str:
+    """What a checkpoint's folder is called: the checkpoint's name, or the last part of a path to one."""
+    return Path(checkpoint).absolute().name
+
+
 def checkpoint_specs(spec: Spec) -> dict[str, ModelSpec]:
     """Architecture by deployment, as each one's checkpoint has it."""
     return {name: _checkpoint(find(folder)).spec(name) for name, folder in checkpoint_names(spec)}
@@ -59,15 +64,20 @@ def checkpoint_specs(spec: Spec) -> dict[str, ModelSpec]:
 def prepared(points: Sequence[Point], device: str) -> list[Point]:
     """The points with what tells their checkpoints apart in their specs; UsageError when something is missing that they
     need, before any of them runs."""
-    _check_machine(device)
+    check_live("--backend live", device)
     return [replace(point, spec={**point.spec, "checkpoints": _marks(point.spec)}) for point in points]
 
 
 def _marks(spec: Spec) -> dict[str, str]:
     marks = {}
     for name, folder in checkpoint_names(spec):
-        marks[folder] = _mark(folder)
-        declared, stored = spec["deployments"][name].get("dtype"), _checkpoint(find(folder)).config.dtype
+        table = spec["deployments"][name]
+        declared = table.get("dtype")
+        try:
+            marks[folder] = _mark(folder)
+        except LiveError as error:
+            raise UsageError(_how_to_get(folder, table.get("architecture") or name, declared, error)) from error
+        stored = _checkpoint(find(folder)).config.dtype
         if declared not in (None, stored):
             raise UsageError(
                 f"--backend live: {name} is declared as {declared}, checkpoint {find(folder)} has {stored}. "
@@ -76,38 +86,27 @@ def _marks(spec: Spec) -> dict[str, str]:
     return marks
 
 
-def _check_machine(device: str) -> None:
-    if absent := absent_packages():
-        raise UsageError(f"--backend live needs {', '.join(absent)}, not installed here. Run: {INSTALL_LIVE}")
-    if device == "cuda" and not accelerators():
-        raise UsageError(
-            "--device cuda: nvidia-smi shows no CUDA device on this machine. Expected one, or --device cpu"
-        )
-
-
 @cache
 def _mark(name: str) -> str:
     """Digest of what a checkpoint is shaped like: its config, and names and sizes of its files. The values of weights
     do not change how long anything takes."""
-    try:
-        folder = find(name)
-        _checkpoint(folder)
-    except LiveError as error:
-        raise UsageError(_how_to_get(name, error)) from error
+    folder = find(name)
+    _checkpoint(folder)
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         digest.update(f"{path.name} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 
 
-def _how_to_get(name: str, error: LiveError) -> str:
-    """What is wrong with a checkpoint, and the command that makes one."""
+def _how_to_get(name: str, shape: str, dtype: str | None, error: LiveError) -> str:
+    """What is wrong with a checkpoint, and the command that makes one of a shape and type."""
     folder = models_root() / name
     if folder.exists():
         return f"--backend live: {error}"
-    make = f"import {folder}" if name == IMPORTED else f"make {folder} --like {name} --share-layers"
+    of_type = "" if dtype is None else f" --dtype {dtype}"
+    make = f"import {folder}" if name == IMPORTED else f"make {folder} --like {shape} --share-layers"
     return (
-        f"--backend live: no checkpoint {name} under {models_root()}. Run: aebench model {make}. "
+        f"--backend live: no checkpoint {name} under {models_root()}. Run: aebench model {make}{of_type}. "
         "AEBENCH_MODELS names another folder of models"
     )
 

@@ -6,14 +6,19 @@ import platform
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
+from aebench.errors import UsageError
 from aebench.world import World
 
 SHARED_MEMORY = Path("/dev/shm")
 LIVE_PACKAGES = ("torch", "safetensors", "tokenizers")
 """What live workers import beyond what the simulator needs."""
+SERVICE_PACKAGES = ("starlette", "uvicorn")
+"""What ``aebench serve`` imports beyond that."""
 INSTALL_LIVE = "pip install 'aebench[live]'"
 
 
@@ -71,9 +76,37 @@ def accelerators() -> list[Accelerator]:
     return [Accelerator(name.strip(), memory.strip()) for name, _, memory in rows]
 
 
-def absent_packages() -> list[str]:
-    """Packages of the live extra that are not installed."""
-    return [name for name in LIVE_PACKAGES if importlib.util.find_spec(name) is None]
+def absent_packages(names: Sequence[str] = LIVE_PACKAGES) -> list[str]:
+    """Packages that are not installed, of those that live workers need."""
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
+def check_live(what: str, device: str) -> None:
+    """UsageError when this machine lacks what live workers of a device need; ``what`` wants them."""
+    if absent := absent_packages():
+        raise UsageError(f"{what} needs {', '.join(absent)}, not installed here. Run: {INSTALL_LIVE}")
+    if device != "cuda":
+        return
+    if not accelerators():
+        raise UsageError(
+            "--device cuda: nvidia-smi shows no CUDA device on this machine. Expected one, or --device cpu"
+        )
+    if metadata.version("torch").endswith("+cpu"):
+        raise UsageError(
+            f"--device cuda: torch {metadata.version('torch')} is built for the CPU only. "
+            "Expected a CUDA build of it, or --device cpu"
+        )
+
+
+def check_service(what: str) -> None:
+    """UsageError when a package that answers over HTTP is not installed."""
+    if absent := absent_packages(SERVICE_PACKAGES):
+        raise UsageError(f"{what} needs {', '.join(absent)}, not installed here. Run: {INSTALL_LIVE}")
+
+
+def num_devices(device: str) -> int:
+    """Devices that workers are dealt out over: every CUDA device, or the one CPU."""
+    return max(1, len(accelerators())) if device == "cuda" else 1
 
 
 def slug(text: str) -> str:

@@ -12,7 +12,9 @@ def read_profile(path: Path) -> Profile:
     try:
         return Profile.from_json(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError as error:
-        raise SpecError(path, "", f"there is no such file. Run: aebench calibrate --out {path}") from error
+        raise SpecError(
+            path, "", f"there is no such file. Run: aebench calibrate --model smollm2-135m --out {path}"
+        ) from error
     except OSError as error:
         raise SpecError(path, "", f"cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -83,6 +83,8 @@ class FigureResult:
     prediction: PredictionError | None
     hardware: str | None = None
     """What was measured, or simulated from a profile; None: the paper's machines."""
+    says: str = "what the paper says"
+    """What the claims are, above them."""
 
 
 def prediction_error(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated) -> PredictionError | None:
@@ -121,11 +123,11 @@ def headline(figure_id: str, judgements: Sequence[Judgement], backend: str, wall
     return f"{figure_id}  {finding(judgements)}   [{backend}, {duration_text(wall_seconds)}]"
 
 
-def claim_table(judgements: Sequence[Judgement]) -> str:
+def claim_table(judgements: Sequence[Judgement], says: str = "what the paper says") -> str:
     """The claims with verdict, measurement and deviation; what explains a verdict stands below it."""
     if not judgements:
         return "no claims"
-    header = ("verdict", "claim", "measured", "deviation", "what the paper says")
+    header = ("verdict", "claim", "measured", "deviation", says)
     rows = [_claim_row(judgement) for judgement in judgements]
     limits = (WIDTH, WIDTH, MEASURED_WIDTH, DEVIATION_WIDTH)
     widths = [min(limit, max(len(row[column]) for row in (header, *rows))) for column, limit in enumerate(limits)]

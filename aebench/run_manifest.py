@@ -73,6 +73,20 @@ class RunManifest:
         return None if named is None else str(named)
 
     @property
+    def measured(self) -> str | None:
+        """The hardware as captions name it: with the model of a profile, and how roughly that was measured."""
+        profile = self.spec.get("profile")
+        if self.hardware is None or not isinstance(profile, dict):
+            return self.hardware
+        threads = profile.get("threads", 1)
+        words = [
+            f"{self.hardware} with {profile.get('model')}",
+            *([f"{threads} threads a worker"] if threads != 1 else []),
+            *(["measured with --quick"] if profile.get("quick") else []),
+        ]
+        return ", ".join(words)
+
+    @property
     def late_clock(self) -> str | None:
         """What to say of a clock that was too late for what the run measured; None: it was not."""
         lag = self.host.get("clock_lag", 0.0)

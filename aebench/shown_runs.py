@@ -21,10 +21,15 @@ def measured_on(log: RunLog) -> Measured:
     return manifest.backend, manifest.device or "", manifest.hardware or ""
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder is that of one run, not one that holds runs."""
+    return (folder / "run.json").is_file()
+
+
 def shown_runs(log_path: Path, experiment_id: str) -> list[RunLog]:
     """The run in this very folder, or of those below it one for each world and hardware, simulations first: the newest
     with results, preferably one that ran the experiment as declared."""
-    if (log_path / "run.json").is_file():
+    if is_run(log_path):
         log = RunLog.open(log_path)
         return [log] if log.manifest.experiment == experiment_id else []
     logs = [RunLog.open(folder) for folder in find_runs(log_path, experiment_id)]

@@ -172,6 +172,8 @@ class PaperFile(Strict):
     """Bare names for sets of this paper's figures."""
     aliases: list[str] = []
     """Figures of this paper that own their bare name."""
+    says: str = "what the paper says"
+    """What the claims are, above them; for a folder that no paper is behind."""
 
 
 class PlotTable(Strict):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aebench import claims as claiming
 from aebench.catalog import Catalog, Declared
+from aebench.choice import check_profile, choose
 from aebench.coverage import covered
 from aebench.errors import LogError, SpecError, UsageError, near_misses
 from aebench.experiment import Experiment
@@ -48,7 +49,7 @@ class Planned:
 
     def seconds(self, jobs: int) -> float:
         """Estimated wall time: start of the workers, then the declared time per point."""
-        return 1.5 + len(self.points) * self.experiment.file.seconds_per_point / jobs
+        return 1.5 + len(self.points) * self.experiment.seconds_per_point / jobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,18 +68,13 @@ class Drawn:
 def plan(catalog: Catalog, names: Sequence[str], options: RunOptions) -> list[Planned]:
     """The experiments behind the names, each once, checked together with their figures' files before anything runs."""
     _refuse_twice(options.settings)
-    wanted: dict[str, list[Declared]] = {}
-    for declared in catalog.resolve(names):
-        wanted.setdefault(declared.experiment_id, []).append(declared)
     planned, world = [], options.world
-    for experiment_id, figures in wanted.items():
+    for experiment_id, figures in choose(catalog, names, options).figures.items():
         experiment = catalog.experiment(experiment_id, options.scale, options.settings, world)
-        if options.backend not in experiment.file.backend:
-            runs_on = ", ".join(experiment.file.backend)
-            raise UsageError(f"{experiment_id} does not run on --backend {options.backend}, only on: {runs_on}")
         for declared in figures:
             catalog.figure(catalog.figure_in(declared, world), experiment)
         points = _runnable(experiment.points(range(options.num_runs)), options)
+        check_profile(points, world)
         planned.append(Planned(experiment=experiment, declared=tuple(figures), points=tuple(points)))
     return planned
 
@@ -162,10 +158,11 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
     result = FigureResult(
         figure_id=declared.figure_id,
         backend=log.manifest.backend,
-        hardware=log.manifest.hardware,
+        hardware=log.manifest.measured,
         wall_seconds=log.manifest.wall_seconds,
         judgements=judgements,
         prediction=prediction_error(figure, summary, calibrated),
+        says=catalog.papers[declared.paper].says,
     )
     return Drawn(
         figure=figure,
@@ -263,9 +260,17 @@ def _caption(declared: Declared, log: RunLog) -> str:
         backend=log.manifest.backend,
         seeds=log.manifest.seeds,
         variant=policy.get("variant"),
-        hardware=log.manifest.hardware,
+        hardware=log.manifest.measured,
     )
-    return " ".join(part for part in (declared.file.caption, run_text, changes(log), log.manifest.late_clock) if part)
+    parts = (declared.file.caption, run_text, *_checkpoints(log), changes(log), log.manifest.late_clock)
+    return " ".join(part for part in parts if part)
+
+
+def _checkpoints(log: RunLog) -> list[str]:
+    """The checkpoints of a run that are not those that its experiment's models are named for."""
+    deployed = log.manifest.spec.get("deployments", {}) if log.manifest.world.is_local else {}
+    given = {name: table["checkpoint"] for name, table in deployed.items() if table.get("checkpoint")}
+    return [f"{name} is checkpoint {checkpoint}." for name, checkpoint in given.items()]
 
 
 def changes(log: RunLog) -> str:

@@ -36,6 +36,12 @@ PAPER = World()
 """The paper's machines in virtual time."""
 
 
+def declared_devices(tables: Mapping[str, Any]) -> tuple[str, ...]:
+    """Devices that an experiment declares ``[live.DEVICE]`` for; all of them when what ``[live]`` holds names none."""
+    live = tables.get("live", {})
+    return tuple(device for device in DEVICES if device in live) or (DEVICES if live else ())
+
+
 def tables_for(world: World, tables: Mapping[str, Any], scale: str) -> Tables:
     """An experiment's tables as they are in a world at a scale: ``[scale.smoke]`` is for the paper's machines,
     ``[live]``, ``[live.DEVICE]`` and ``[live.smoke]`` for a local one; ``live`` itself is gone."""

@@ -158,8 +158,10 @@ class Control:
         self._unfinished.pop(sequence).fire(sequence)
 
     def _is_hopeless(self, sequence: Sequence) -> bool:
-        failed = self._failed_starts.get(sequence.request.model, 0)
-        return sequence.num_losses >= MAX_LOSSES or failed >= MAX_LOSSES
+        model = sequence.request.model
+        ready = any(True for _ in self.cluster.instances_of(model, Phase.READY))
+        in_vain = self._failed_starts.get(model, 0) >= MAX_LOSSES and not ready
+        return sequence.num_losses >= MAX_LOSSES or in_vain
 
     def _launch(self, hook: str, action: Launch) -> DecisionRecord:
         instance = self._new_instance(action)

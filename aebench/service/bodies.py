@@ -8,6 +8,7 @@ from pydantic import (
     FailFast,
     Field,
     TypeAdapter,
+    ValidationInfo,
     WithJsonSchema,
     field_validator,
     model_validator,
@@ -24,7 +25,15 @@ Choices = Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None
 Penalty = Annotated[float, Field(ge=-2, le=2)] | None
 NumLogprobs = Annotated[int, Field(ge=0, le=MAX_LOGPROBS)] | None
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)] | None
-TEXT: dict[str, Any] = {"type": "string"}
+NEUTRAL = {"top_k": (-1, 0), "min_p": (0,), "min_tokens": (0,), "repetition_penalty": (1,)}
+"""Values of other engines' sampling parameters that change nothing."""
+TEXT: dict[str, Any] = {"type": "string", "minLength": 1}
+CONTENT: dict[str, Any] = {"type": "string"}
+TEXT_PART: dict[str, Any] = {
+    "type": "object",
+    "properties": {"type": {"const": "text"}, "text": CONTENT},
+    "required": ["type", "text"],
+}
 TEXTS: dict[str, Any] = {"type": "array", "items": TEXT, "minItems": 1}
 IDS: dict[str, Any] = {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}
 PROMPT: dict[str, Any] = {"anyOf": [TEXT, TEXTS, IDS, {"type": "array", "items": IDS, "minItems": 1}]}
@@ -32,7 +41,12 @@ STOP_TEXT: dict[str, Any] = {"type": "string", "minLength": 1, "maxLength": MAX_
 STOP: dict[str, Any] = {
     "anyOf": [STOP_TEXT, {"type": "array", "items": STOP_TEXT, "maxItems": MAX_STOPS}, {"type": "null"}]
 }
-ANY: dict[str, Any] = {}
+PLAIN: dict[str, Any] = {
+    "type": ["object", "null"],
+    "properties": {"type": {"const": "text"}},
+    "required": ["type"],
+    "additionalProperties": False,
+}
 
 
 class StreamOptions(BaseModel):
@@ -64,6 +78,11 @@ class GenerationBody(BaseModel):
     frequency_penalty: Penalty = None
     logit_bias: Annotated[Any, WithJsonSchema({"type": ["object", "null"], "maxProperties": 0})] = None
 
+    top_k: Annotated[Any, WithJsonSchema({"enum": [None, -1, 0]})] = None
+    min_p: Annotated[Any, WithJsonSchema({"enum": [None, 0]})] = None
+    min_tokens: Annotated[Any, WithJsonSchema({"enum": [None, 0]})] = None
+    repetition_penalty: Annotated[Any, WithJsonSchema({"enum": [None, 1]})] = None
+
     @field_validator("stop")
     @classmethod
     def _stops(cls, value: Any) -> list[str]:
@@ -88,6 +107,13 @@ class GenerationBody(BaseModel):
     def _no_bias(cls, value: Any) -> None:
         if value not in (None, {}):
             raise ValueError("is not supported here, leave it out")
+
+    @field_validator("top_k", "min_p", "min_tokens", "repetition_penalty")
+    @classmethod
+    def _neutral(cls, value: Any, info: ValidationInfo) -> None:
+        neutral = NEUTRAL[str(info.field_name)]
+        if value is not None and (isinstance(value, bool) or value not in neutral):
+            raise ValueError(f"is not supported here, leave it out or send {neutral[0]}")
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -159,9 +185,15 @@ class Message(BaseModel):
 
     model_config = ConfigDict(strict=True)
 
-    role: Literal["system", "user", "assistant"]
-    content: Annotated[Any, WithJsonSchema({"anyOf": [TEXT, {"type": "array", "items": {"type": "object"}}]})]
+    role: Literal["system", "developer", "user", "assistant"]
+    """``developer``, OpenAI's newer name, is taken as ``system``, which is what chat templates know."""
+    content: Annotated[Any, WithJsonSchema({"anyOf": [CONTENT, {"type": "array", "items": TEXT_PART, "minItems": 1}]})]
     """Its text; a list of ``{"type": "text", "text": ...}`` is joined."""
+
+    @field_validator("role")
+    @classmethod
+    def _as_templates_say(cls, value: str) -> str:
+        return "system" if value == "developer" else value
 
     @field_validator("content")
     @classmethod
@@ -189,7 +221,7 @@ class ChatBody(GenerationBody):
     top_logprobs: NumLogprobs = None
     tools: Annotated[Any, WithJsonSchema({"type": ["array", "null"], "maxItems": 0})] = None
     functions: Annotated[Any, WithJsonSchema({"type": ["array", "null"], "maxItems": 0})] = None
-    response_format: Annotated[Any, WithJsonSchema(ANY)] = None
+    response_format: Annotated[Any, WithJsonSchema(PLAIN)] = None
 
     @field_validator("tools", "functions")
     @classmethod
@@ -222,7 +254,7 @@ class HydraServeBody(BaseModel):
 
     id: Annotated[str, Field(max_length=256)] | int | None = None
     model: Annotated[str, Field(min_length=1)]
-    prompt: str
+    prompt: Annotated[str, WithJsonSchema(TEXT)]
     stream: Flag = None
     max_tokens: Count = None
 

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from aebench.errors import AebenchError
+from aebench.machine import num_devices
 from aebench.service.deployment import Serving, engine_of
 from aebench.service.limits import Limits
 from aebench.service.server import Listening, bind, listen, url_of
 from aebench.service.service import Service
+from serving.live.checkpoint import find, models_root
 from serving.live.errors import LiveError
 from serving.live.fleet import WorkerOptions
 from serving.units import GB
@@ -18,8 +20,8 @@ from serving.units import GB
 def run(options: dict[str, Any], echo: Callable[[str], object]) -> int:
     """Serve until a signal; the exit code."""
     listening = Listening(**{name: options[name] for name in ("host", "port", "drain_timeout", "access_log")})
-    serving = _serving(options)
     try:
+        serving = _serving(options)
         with closing(bind(listening)) as bound:
             engine, model = engine_of(serving)
             limits = Limits(queue=options["max_queue"])
@@ -34,14 +36,24 @@ def run(options: dict[str, Any], echo: Callable[[str], object]) -> int:
         raise AebenchError(str(error)) from error
 
 
+def _folder(model: str) -> Path:
+    """The checkpoint's; a folder that is there is meant, and what is wrong with it is said when it is opened."""
+    given, below = Path(model), models_root() / model
+    return given if given.is_dir() and (given == below or not below.is_dir()) else find(model)
+
+
 def _serving(options: dict[str, Any]) -> Serving:
-    folder: Path = options["folder"]
+    folder = _folder(options["folder"])
     knobs = {name: options[name] for name in ("max_sequences", "max_step_tokens") if options[name] is not None}
     log_path: Path | None = options["log_path"]
     if log_path is not None:
         log_path.mkdir(parents=True, exist_ok=True)
     workers = WorkerOptions(
-        device=options["device"], dtype=options["dtype"], threads=options["threads"], log_folder=log_path
+        device=options["device"],
+        num_devices=num_devices(options["device"]),
+        dtype=options["dtype"],
+        threads=options["threads"],
+        log_folder=log_path,
     )
     return Serving(
         folder=folder,

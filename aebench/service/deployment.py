@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import time
 from typing import Any
@@ -17,6 +17,7 @@ from serving.core.ports import System
 from serving.cost.memory import BLOCK_SIZE, UTILISATION
 from serving.cost.startup import StartupCosts
 from serving.live.checkpoint import Checkpoint
+from serving.live.config import DTYPES
 from serving.live.engine import Engine
 from serving.live.fleet import WorkerOptions
 from serving.live.setup import LiveSetup
@@ -61,7 +62,11 @@ def engine_of(serving: Serving) -> tuple[Engine, ServedModel]:
     """The engine, not started, and the model as clients see it."""
     checkpoint = Checkpoint.open(serving.folder)
     spec = checkpoint.spec(serving.name)
-    needed = _needed(serving, spec)
+    dtype = serving.workers.dtype
+    on_device = spec if dtype is None else replace(spec, bytes_per_value=DTYPES[dtype])
+    needed = _needed(serving, on_device)
+    if serving.starts_on_demand:  # such systems reckon with the stored size
+        needed = max(needed, _needed(serving, spec))
     system = _system(serving, needed - spec.weight_bytes)
     memory = needed if not serving.starts_on_demand else slice_size(needed, 0.0)
     deployment = Deployment(model=serving.name, spec=spec, size=spec.weight_bytes, ttft_slo=30.0, tpot_slo=1.0)
@@ -74,13 +79,12 @@ def engine_of(serving: Serving) -> tuple[Engine, ServedModel]:
     )
     engine = Engine(setup)
     config = checkpoint.config
-    begins = config.bos_token_id is not None and _begins_texts(serving.folder)
     return engine, ServedModel(
         name=serving.name,
         vocab=config.vocab,
-        max_context=min(config.max_positions, _fewest_blocks(serving, spec, needed) * BLOCK_SIZE),
+        max_context=min(config.max_positions, _fewest_blocks(serving, on_device, needed) * BLOCK_SIZE),
         tokenizer=engine.tokenizers[serving.name],
-        prefix=(config.bos_token_id,) if begins and config.bos_token_id is not None else (),
+        prefix=_prefix(serving.folder, config.bos_token_id),
         chat_template=ChatTemplate.read(serving.folder),
         created=int(time()),
     )
@@ -151,10 +155,26 @@ def _testbed(serving: Serving, memory: Bytes, exclusive: bool) -> Testbed:
     )
 
 
-def _begins_texts(folder: Path) -> bool:
-    """Whether the tokenizer is one that puts a begin-of-text token before texts."""
+def _prefix(folder: Path, bos: int | None) -> tuple[int, ...]:
+    """Ids that the tokenizer puts before a text: what ``add_bos_token`` says, else what its post-processor adds."""
     try:
         table: Any = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return False  # the chat template complains of a file that is damaged
-    return isinstance(table, dict) and table.get("add_bos_token") is True
+        table = {}  # the chat template complains of a file that is damaged
+    said = table.get("add_bos_token") if isinstance(table, dict) else None
+    if isinstance(said, bool):
+        return (bos,) if said and bos is not None else ()
+    return _put_before(folder / "tokenizer.json")
+
+
+def _put_before(path: Path) -> tuple[int, ...]:
+    """What a tokenizer's post-processor puts before a text."""
+    if not path.is_file():
+        return ()
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    plain: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
+    whole: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+    return tuple(whole[: next(starts, 0)])

@@ -21,6 +21,8 @@ from serving.units import Seconds
 POLL: Seconds = 0.05
 """How often a server that starts asks whether it is ready."""
 BACKLOG = 2048
+KEEP_ALIVE = 75
+"""Seconds that an idle connection stays open: longer than load balancers keep theirs, so that these close first."""
 RESET = struct.pack("ii", 1, 0)
 """Linger for no time at all."""
 DRAINED: Seconds = 2.0
@@ -121,6 +123,7 @@ class Listener:
                 log_config=None,
                 access_log=listening.access_log,
                 server_header=False,
+                timeout_keep_alive=KEEP_ALIVE,
                 limit_concurrency=service.limits.connections,
                 timeout_graceful_shutdown=max(1, int(DRAINED)),
             )

@@ -104,7 +104,10 @@ class Service:
         stats = await self.stats()
         if stats.failure is not None:
             raise unavailable(f"the engine has stopped: {stats.failure}", retry_after=30)
-        if not self._starts_on_demand and not stats.of(model.name).instances_ready:
+        counts = stats.of(model.name)
+        # The engine tries again what it has given up when somebody asks for it.
+        given_up = counts.losses > 0 and not counts.instances_starting
+        if not self._starts_on_demand and not counts.instances_ready and not given_up:
             raise unavailable(f"no instance of {model.name} is ready yet", retry_after=5)
         self._make_room(num_sequences)
 

@@ -141,6 +141,13 @@ class HostCache:
         if entry is not None and not entry.complete:
             self._drop(entry)
 
+    def forget(self, model: str) -> None:
+        """Forget a model whose bytes are gone, though they may all have arrived; who reads the entry closes it all the
+        same."""
+        entry = self._entries.get(model)
+        if entry is not None:
+            self._drop(entry)
+
     def _drop(self, entry: CacheEntry) -> None:
         del self._entries[entry.model]
         entry.free()

@@ -25,18 +25,20 @@ CONSTANTS = (
 )
 
 
-def num_blocks(instance: Instance) -> int:
-    """KV blocks of an instance: the fewest that any of its stages has room for."""
+def num_blocks(instance: Instance, value_bytes: int | None = None) -> int:
+    """KV blocks of an instance: the fewest that any of its stages has room for. ``value_bytes``: of a weight and a KV
+    value on the device, where the engine computes in another type than the model is stored in."""
     model = instance.spec
-    per_layer = model.kv_bytes_per_layer * BLOCK_SIZE
+    factor = 1 if value_bytes is None else value_bytes / model.bytes_per_value
+    per_layer = model.kv_bytes_per_layer * factor * BLOCK_SIZE
     room = [
-        int((worker.memory * UTILISATION - worker.weights) // (per_layer * len(worker.layers)))
+        int((worker.memory * UTILISATION - worker.weights * factor) // (per_layer * len(worker.layers)))
         for worker in instance.workers
     ]
     if min(room) < 1:
         worker = instance.workers[room.index(min(room))]
         raise ValueError(
-            f"{instance.model}: {worker.weights / 1e9:.1f} GB of weights leave no KV block in a slice of "
+            f"{instance.model}: {worker.weights * factor / 1e9:.1f} GB of weights leave no KV block in a slice of "
             f"{worker.memory / 1e9:.1f} GB on {worker.gpu.name}"
         )
     return min(room)

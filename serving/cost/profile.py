@@ -15,6 +15,8 @@ from serving.cost.startup import StartupCosts
 from serving.units import BytesPerSecond, Seconds, Tokens
 
 SCHEMA = 1
+DEVICES = ("cpu", "cuda")
+"""What workers compute on."""
 Curve = tuple[tuple[int, Seconds], ...]
 """Measured times by a count, ascending."""
 Factors = tuple[tuple[int, float], ...]
@@ -107,6 +109,10 @@ class Profile:
     load_rate: BytesPerSecond
     """Host memory to device, straight."""
     steps: StepTable
+    threads: int = 1
+    """CPU threads of each worker."""
+    quick: bool = False
+    """Measured roughly."""
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; ``from_json`` reads it back."""
@@ -123,7 +129,7 @@ class Profile:
             steps = table["steps"]
             return cls(
                 hardware=str(table["hardware"]),
-                device=str(table["device"]),
+                device=_device(table["device"]),
                 model=str(table["model"]),
                 measured_at=str(table["measured_at"]),
                 versions=dict(table["versions"]),
@@ -138,11 +144,19 @@ class Profile:
                     hop=float(steps["hop"]),
                     slowdown=tuple(map(_factors, steps["slowdown"])),
                 ),
+                threads=int(table.get("threads", 1)),
+                quick=bool(table.get("quick", False)),
             )
         except KeyError as error:
             raise ValueError(f"key {error.args[0]!r} is missing") from error
         except TypeError as error:
             raise ValueError(str(error)) from error
+
+
+def _device(name: Any) -> str:
+    if name not in DEVICES:
+        raise ValueError(f"key 'device': expected one of {', '.join(DEVICES)}, got {name!r}")
+    return str(name)
 
 
 def _curve(points: Any) -> Curve:

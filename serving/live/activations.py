@@ -34,7 +34,11 @@ class Upstream:
         self._sock: socket.socket | None = None
         self._listener = socket.socket(socket.AF_UNIX)
         try:
-            self._listener.bind(path)
+            others = os.umask(0o177)  # nobody else may call
+            try:
+                self._listener.bind(path)
+            finally:
+                os.umask(others)
             self._listener.listen(1)
         except OSError as error:
             self._listener.close()

@@ -101,6 +101,12 @@ class Inflow:
         """What a recording calls the worker that asked."""
         return self.instance.instance_id, self.rank
 
+    def forget(self) -> None:
+        """All bytes had arrived, and are gone: whoever wants them fetches anew."""
+        self.arrival.release()
+        if self.server.cache is not None:
+            self.server.cache.forget(self.instance.model)
+
     def fail(self, cluster: Cluster, reason: str, lose: Callable[[Instance, str], None]) -> None:
         """The rest never arrives: the cache forgets the model, and every instance that starts from it is lost."""
         model, cache = self.instance.model, self.server.cache

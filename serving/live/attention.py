@@ -130,7 +130,8 @@ def paged_attention(query: Tensor, kv: KvCache, layer: int, batch: AttentionBatc
 def _decode(query: Tensor, kv: KvCache, layer: int, group: Group) -> Tensor:
     """[n, num_heads, head_size]. The heads that share a KV head stand where rows usually do, so no key is copied."""
     num_sequences, num_heads, head_size = query.shape
-    keys, values = (_by_head(part, num_sequences, group.context) for part in kv.gather(layer, group.blocks))
+    gathered = kv.gather(layer, group.blocks, group.unseen)
+    keys, values = (_by_head(part, num_sequences, group.context) for part in gathered)
     rows = query.reshape(num_sequences, keys.shape[1], -1, head_size)
     out = functional.scaled_dot_product_attention(rows, keys, values, attn_mask=group.mask)
     return out.reshape(num_sequences, num_heads, head_size)

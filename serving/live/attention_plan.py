@@ -56,6 +56,8 @@ class Group:
     """Tokens of each that are looked at."""
     mask: Tensor | None
     """Which tokens each sees, bool [n, 1, 1, context]; None when all are equally long."""
+    unseen: Tensor | None
+    """The others, int64 indices into the n * context tokens; None without a mask."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -109,15 +111,18 @@ def _group(host: HostBatch, chosen: Ints, device: torch.device) -> Group:
     lengths = host.contexts[chosen]
     context = int(lengths.max())
     num_blocks = host.blocks(context)
-    mask = None
+    mask = unseen = None
     if (lengths != context).any():
         context = num_blocks * host.block_size  # whole blocks keep the mask's rows aligned for the kernels
-        mask = torch.from_numpy(np.arange(context) < lengths[:, None]).to(device)[:, None, None]
+        seen = np.arange(context) < lengths[:, None]
+        mask = torch.from_numpy(seen).to(device)[:, None, None]
+        unseen = torch.from_numpy(np.flatnonzero(~seen)).to(device)
     return Group(
         rows=torch.from_numpy(host.starts[chosen]).to(device),
         blocks=torch.from_numpy(host.tables[chosen, :num_blocks].reshape(-1)).to(device),
         context=context,
         mask=mask,
+        unseen=unseen,
     )
 
 

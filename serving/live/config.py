@@ -1,7 +1,7 @@
 """ModelConfig: what a checkpoint's ``config.json`` says of its architecture, validated; one type for all families."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self, cast
 
@@ -55,6 +55,7 @@ class ModelConfig:
     new_decoder_architecture: bool = False
     """Falcon-40B and later: q, k, v interleaved per KV group."""
     eos_token_ids: tuple[int, ...] = ()
+    """Tokens that end an answer: of ``config.json``, then what ``generation_config.json`` adds (chat models' turns)."""
     bos_token_id: int | None = None
 
     @classmethod
@@ -69,7 +70,9 @@ class ModelConfig:
             raise LiveError(f"{path}: not readable as JSON ({error})") from error
         if not isinstance(table, dict):
             raise LiveError(f"{path}: expected a JSON object, got {type(table).__name__}")
-        return cls.parse(table, str(path))
+        config = cls.parse(table, str(path))
+        others = _eos_ids(_generation_config(folder))
+        return replace(config, eos_token_ids=tuple(dict.fromkeys((*config.eos_token_ids, *others))))
 
     @classmethod
     def parse(cls, table: dict[str, Any], where: str) -> Self:
@@ -108,8 +111,21 @@ class ModelConfig:
             raise LiveError(f"{where}, dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
 
 
-def _common(table: dict[str, Any]) -> dict[str, Any]:
+def _generation_config(folder: Path) -> dict[str, Any]:
+    """What the checkpoint's authors generate with; nothing where they do not say, or not as an object."""
+    try:
+        table = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return table if isinstance(table, dict) else {}
+
+
+def _eos_ids(table: dict[str, Any]) -> tuple[int, ...]:
     eos = table.get("eos_token_id")
+    return () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+
+
+def _common(table: dict[str, Any]) -> dict[str, Any]:
     return {
         "family": table["model_type"],
         "vocab": table["vocab_size"],
@@ -117,7 +133,7 @@ def _common(table: dict[str, Any]) -> dict[str, Any]:
         "num_layers": table["num_hidden_layers"],
         "num_heads": table["num_attention_heads"],
         "dtype": table.get("dtype") or table.get("torch_dtype") or "float32",
-        "eos_token_ids": () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
+        "eos_token_ids": _eos_ids(table),
         "bos_token_id": table.get("bos_token_id"),
     }
 

@@ -5,9 +5,13 @@ straight into them, one checks what has arrived and counts it in ``region.receiv
 """
 
 import contextlib
+import errno
+import os
+import select
 import socket
 import sys
 import threading
+import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +25,12 @@ from serving.live.part_stream import unit_bounds
 from serving.live.shared_region import SharedRegion
 from serving.units import MiB, Seconds
 
+READ_LIMITS = {"max_header": 64 << 10, "max_payload": 0}
+DESCRIBE_LIMITS = {"max_header": 16 << 20, "max_payload": 64 << 20}
+"""Bytes of an answer. A description has a checksum of 4 bytes for each unit of the part."""
 CONNECT_TIMEOUT: Seconds = 5.0
+CONNECT_POLL: Seconds = 0.05
+"""How long a cancelled fetch may go on connecting."""
 STALL_TIMEOUT: Seconds = 10.0
 PIECE = int(1 * MiB)
 """Bytes asked of the socket at once."""
@@ -155,10 +164,9 @@ class Fetch:
     def _describe(self) -> tuple[Part, "array[int]"]:
         """Connect and ask for the part's description; keeps the connection."""
         try:
-            connection = socket.create_connection(self.order.store, CONNECT_TIMEOUT)
+            connection = self._connect()
         except (OSError, OverflowError) as error:
             raise LiveError(f"no connection to {self.order.server} ({error}): {self._so_far()}") from error
-        self._connection = connection
         if self._cancelled.is_set():
             raise Cancelled
         connection.settimeout(self._stall_timeout)
@@ -167,6 +175,22 @@ class Fetch:
         except (EOFError, OSError) as error:
             raise LiveError(f"{self.order.server} went away: {self._so_far()}") from error
         return self._parse(header.get("part"), payload)
+
+    def _connect(self) -> socket.socket:
+        """A connection, which ``cancel`` can cut before there is one."""
+        family, kind, protocol, _, address = socket.getaddrinfo(*self.order.store, type=socket.SOCK_STREAM)[0]
+        connection = self._connection = socket.socket(family, kind, protocol)
+        connection.setblocking(False)
+        code = connection.connect_ex(address)
+        give_up = time.monotonic() + CONNECT_TIMEOUT
+        while code == errno.EINPROGRESS and not self._cancelled.is_set():
+            if time.monotonic() > give_up:
+                raise TimeoutError(f"no answer for {CONNECT_TIMEOUT:g} s")
+            if select.select([], [connection], [], CONNECT_POLL)[1]:
+                code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code and code != errno.EINPROGRESS:
+            raise OSError(code, os.strerror(code))
+        return connection
 
     def _parse(self, table: Any, payload: bytes) -> tuple[Part, "array[int]"]:
         try:
@@ -188,7 +212,7 @@ class Fetch:
         layers = [self.order.layers.start, self.order.layers.stop]
         try:
             send_frame(connection, {**request, "model": self.order.model, "layers": layers})
-            header, payload = recv_frame(connection)
+            header, payload = recv_frame(connection, **(DESCRIBE_LIMITS if length is None else READ_LIMITS))
         except TimeoutError:
             raise self._stalled() from None
         except FrameError as error:

@@ -12,10 +12,11 @@ from serving.core.cluster import Cluster
 from serving.core.hardware import GPU
 from serving.core.instance import Instance, Worker
 from serving.cost.memory import num_blocks
+from serving.live.config import DTYPES
 from serving.live.errors import LiveError
 from serving.live.processes import spawn_module
 from serving.live.recording import Event, Lost, Recording, WorkerKey
-from serving.live.worker_link import WorkerLink
+from serving.live.worker_link import ANSWER_LIMIT, WorkerLink
 from serving.units import Seconds
 
 START_LIMIT: Seconds = 30.0
@@ -36,12 +37,17 @@ class WorkerOptions:
     """CPU threads of each process."""
     max_blocks: int | None = None
     """KV blocks of an instance at most; None: as many as its slices hold beside the weights."""
+    answer_limit: Seconds = ANSWER_LIMIT
+    """A worker that owes an answer, of a step or a stage of its start, and is silent for so long has hung."""
+    fetch_limit: Seconds = 40.0
+    """A prefetcher that owes news of a fetch and is silent for so long has hung. It gives up by itself before: two
+    connections of 5 s, two storage servers that stall for 10 s."""
     log_folder: Path | None = None
     """Where each process's output goes; None: nowhere, but for the last lines in messages."""
 
     def num_blocks(self, instance: Instance) -> int:
         """KV blocks of an instance."""
-        room = num_blocks(instance)
+        room = num_blocks(instance, None if self.dtype is None else DTYPES[self.dtype])
         return room if self.max_blocks is None else min(room, self.max_blocks)
 
 
@@ -51,8 +57,9 @@ class Fleet:
 
     clock: Clock
     options: WorkerOptions
-    folder: Path
-    """For the sockets between stages."""
+    sockets: Path
+    """What the names of the sockets between stages begin with. They have no folder of their own: those who listen
+    remove them, even when this process was killed, and none could tell that it is the last to leave a folder."""
     recording: Recording | None = None
     cluster: Cluster | None = None
     """Whose instances the workers are stages of; known once there is a control plane."""
@@ -126,7 +133,7 @@ class Fleet:
 
     def socket_path(self, instance: Instance, rank: int) -> Path:
         """Where the worker of this rank listens for activations."""
-        return self.folder / f"{instance.instance_id}.{rank}"
+        return self.sockets.with_name(f"{self.sockets.name}-{instance.instance_id}.{rank}")
 
     def device_of(self, gpu: GPU) -> str:
         """The device that stands for a GPU of the testbed."""
@@ -143,6 +150,8 @@ class Fleet:
         self._spares.clear()
         for link in self._ended:
             link.join()
+        for path in self.sockets.parent.glob(f"{self.sockets.name}-*"):
+            path.unlink(missing_ok=True)  # of those that had to be killed
 
     def _spawn(self, name: str) -> WorkerLink:
         threads = str(self.options.threads)
@@ -153,7 +162,11 @@ class Fleet:
             env={"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads},
             log_path=None if folder is None else folder / f"{name.replace(' ', '-')}.log",
         )
-        return WorkerLink(live, self.clock)
+        try:
+            return WorkerLink(live, self.clock, self.options.answer_limit)
+        except RuntimeError as error:  # no thread can be started
+            live.stop()
+            raise LiveError(f"{name}: {error}") from error
 
     def _adopt(self, worker: Worker, link: WorkerLink) -> WorkerLink:
         link.on_fault = partial(self.fault, worker)

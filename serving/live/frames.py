@@ -23,6 +23,8 @@ MAX_HEADER = 16 << 20
 """Bytes; the largest headers describe the tensors of a part, about 100 bytes each."""
 MAX_PAYLOAD = 4 << 30
 """Bytes; more is taken for garbage."""
+GROWTH = 1 << 20
+"""Bytes that are made room for at once: a peer that claims more than it sends costs no more."""
 MAX_BUFFERS = 512
 """Handed to the kernel in one call; Linux takes 1024."""
 
@@ -55,8 +57,10 @@ def send_all(sock: socket.socket, views: Sequence[memoryview]) -> None:
             left[-1] = left[-1][sent:]
 
 
-def recv_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes]:
-    """The next frame: header and payload.
+def recv_frame(
+    sock: socket.socket, *, max_header: int = MAX_HEADER, max_payload: int = MAX_PAYLOAD
+) -> tuple[dict[str, Any], bytes]:
+    """The next frame: header and payload, of so many bytes at most.
 
     EOFError when the peer closed between frames, ConnectionResetError when it did inside one, TimeoutError after the
     socket's timeout, FrameError when the bytes are no frame.
@@ -67,7 +71,7 @@ def recv_frame(sock: socket.socket) -> tuple[dict[str, Any], bytes]:
     if len(prefix) < PREFIX.size:
         prefix += _recv_exactly(sock, PREFIX.size - len(prefix))
     header_length, payload_length = PREFIX.unpack(prefix)
-    if header_length > MAX_HEADER or payload_length > MAX_PAYLOAD:
+    if header_length > max_header or payload_length > max_payload:
         raise FrameError(f"not a frame: it claims a header of {header_length:,} bytes and {payload_length:,} behind it")
     return _parse(_recv_exactly(sock, header_length)), _recv_exactly(sock, payload_length)
 
@@ -83,14 +87,16 @@ def recv_into(sock: socket.socket, view: memoryview) -> None:
 
 
 def _recv_exactly(sock: socket.socket, length: int) -> bytes:
-    first = sock.recv(length) if length else b""
+    first = sock.recv(min(length, GROWTH)) if length else b""
     if len(first) == length:
         return first
     if not first:
         raise ConnectionResetError("closed by the peer inside a frame")
-    whole = bytearray(length)
-    whole[: len(first)] = first
-    recv_into(sock, memoryview(whole)[len(first) :])
+    whole = bytearray(first)
+    while (filled := len(whole)) < length:
+        whole += bytes(min(length - filled, max(GROWTH, filled)))
+        with memoryview(whole) as view:
+            recv_into(sock, view[filled:])
     return bytes(whole)
 
 

@@ -32,8 +32,7 @@ class KvCache:
         dtype: torch.dtype,
         device: torch.device | str,
     ) -> Self:
-        """A pool for these layers. It starts as zeros: what nobody wrote may be read under a mask, and a NaN would
-        pass through that."""
+        """A pool for these layers; it starts as zeros."""
         shape = (num_blocks, block_size, config.num_kv_heads, config.head_size)
         pools = [_zeros(shape, dtype, device) for _ in range(2 * len(layers))]
         return cls(pools[: len(layers)], pools[len(layers) :])
@@ -53,10 +52,15 @@ class KvCache:
         for pool, rows in ((self.keys[layer], keys), (self.values[layer], values)):
             pool.view(-1, *pool.shape[2:]).index_put_((slots,), rows)
 
-    def gather(self, layer: int, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    def gather(self, layer: int, blocks: Tensor, unseen: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Keys and values of the blocks (int64 [n]) in that order, [n, block_size, num_kv_heads, head_size], in
-        memory that the next call uses again."""
-        return self._select("keys", self.keys[layer], blocks), self._select("values", self.values[layer], blocks)
+        memory that the next call uses again. Tokens ``unseen`` (int64 indices into the n * block_size) are zeros: what
+        another sequence left there may be a NaN, which a mask lets through."""
+        parts = self._select("keys", self.keys[layer], blocks), self._select("values", self.values[layer], blocks)
+        if unseen is not None:
+            for part in parts:
+                part.view(-1, part.shape[2] * part.shape[3]).index_fill_(0, unseen, 0)
+        return parts
 
     def _select(self, name: str, pool: Tensor, blocks: Tensor) -> Tensor:
         """Fresh memory for every layer would cost more in page faults than the copy itself."""

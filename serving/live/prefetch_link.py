@@ -20,6 +20,7 @@ class PrefetchLink:
         self.on_end: Callable[[str], None] | None = None
         self.ended = False
         """The process is gone, or about to go."""
+        self._reason: str | None = None
         self._clock = clock
         self._on_event = on_event
         self._reader = Thread(target=self._read, name=f"events of {process.live.name}", daemon=True)
@@ -32,6 +33,12 @@ class PrefetchLink:
                 send_frame(self.process.socket, command)
             except OSError:
                 return  # its death is noticed by the reader
+
+    def kill(self, reason: str) -> None:
+        """It is of no use any more; ``on_end`` will say why."""
+        live = self.process.live
+        self._reason = f"{live.name} (process {live.pid}) {reason}"
+        live.process.kill()
 
     def close(self) -> None:
         """End the process and wait for it."""
@@ -50,11 +57,11 @@ class PrefetchLink:
         except LiveError as error:
             reason = f"{self.process.live.name} sent garbage: {error}"
         if not self.ended:
-            self._clock.post(self._end, reason)
+            self._clock.post(self._end, self._reason or reason)
 
     def _end(self, reason: str | None) -> None:
         if not self.ended:
             self.ended = True
-            self.process.live.stop()
+            self.process.stop()
             if self.on_end is not None:
                 self.on_end(reason or self.process.live.obituary())

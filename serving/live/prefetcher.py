@@ -14,7 +14,7 @@ and events to it:
     {"event": "done", "id"}
     {"event": "failed", "id", "error"}        the region is gone
 
-When control closes the socket, says exit or sends SIGTERM, every fetch ends and every region is unlinked.
+When control closes the socket or says exit, every fetch ends and every region is unlinked.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from serving.live.fetch import STALL_TIMEOUT, Cancelled, Fetch, FetchEvents, Fet
 from serving.live.frames import recv_frame, send_frame
 from serving.live.part import Part
 from serving.live.shared_region import check_name, unlink
-from serving.live.signals import leave_interrupts_to_control
+from serving.live.signals import leave_signals_to_control
 from serving.units import Seconds
 
 
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--stall-timeout", type=float, default=STALL_TIMEOUT)
     options = parser.parse_args()
-    leave_interrupts_to_control()
+    leave_signals_to_control()
     Prefetcher(socket.socket(fileno=options.fd), options.stall_timeout).run()
 
 

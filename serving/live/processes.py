@@ -1,7 +1,7 @@
 """The processes of a live run, as the control process sees them: how each is started, watched and ended.
 
 Every child holds one end of a socket pair. It ends when the other end closes, so no child outlives the control process,
-however that ends. Signals of a terminal reach the children too (one process group); they leave them to control.
+however that ends. Each has a process group of its own, which the signals of a terminal do not reach.
 """
 
 import collections
@@ -11,8 +11,9 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -102,17 +103,16 @@ class LiveProcess:
         return f"{self.name} (process {self.pid}) {how}" + (f": {last[0].strip()}" if last else "")
 
     def stop(self, grace: Seconds = GRACE) -> None:
-        """Close its socket, wait, terminate it, wait, kill it. Returns when it is gone; may be called again."""
+        """Close its socket, at which it ends, wait, kill it. Returns when it is gone; may be called again."""
         with self._stopping:
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_RDWR)
             self.socket.close()
-            for end in (None, self.process.terminate, self.process.kill):
-                if end is not None:
-                    end()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(grace)
-                    break
+            try:
+                self.process.wait(grace)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
             self.log.join(grace)
 
 
@@ -124,28 +124,44 @@ def spawn_module(
     args: Sequence[str] = (),
     log_path: Path | None = None,
 ) -> LiveProcess:
-    """Start ``python -m module --fd N ARGS``, N being its end of a socket pair.
+    """Start ``python -m module --fd N ARGS``, N being its end of a socket pair; LiveError when the system has no room.
 
     ``env`` is added to this process's environment. Its output goes to ``log_path``, capped, and to ``log.tail()``.
+    The working directory is not among the places that it imports from.
     """
-    ours, theirs = socket.socketpair()
-    try:
-        process = subprocess.Popen(
-            [sys.executable, "-m", module, "--fd", str(theirs.fileno()), *args],
-            pass_fds=(theirs.fileno(),),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
-            env={**os.environ, **(env or {})},
-        )
-    except OSError as error:
-        ours.close()
-        raise LiveError(f"{name}: cannot start {sys.executable} -m {module}: {error.strerror}") from error
-    finally:
-        theirs.close()
-    assert process.stdout is not None
-    return LiveProcess(name, process, ours, ProcessLog(process.stdout, log_path))
+    with contextlib.ExitStack() as undo:
+        try:
+            ours, theirs = socket.socketpair()
+            undo.callback(ours.close)
+            with theirs:
+                process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, "--fd", str(theirs.fileno()), *args],
+                    pass_fds=(theirs.fileno(),),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    bufsize=0,
+                    env={**os.environ, **_import_path(), **(env or {})},
+                    process_group=0,
+                )
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            assert process.stdout is not None
+            undo.callback(process.stdout.close)
+            live = LiveProcess(name, process, ours, ProcessLog(process.stdout, log_path))
+        except (OSError, RuntimeError) as error:  # no more files, processes, memory; no more threads
+            raise LiveError(f"{name}: cannot start {sys.executable} -m {module}: {error}") from error
+        undo.pop_all()
+    return live
+
+
+def _import_path() -> dict[str, str]:
+    """What a child needs in its environment to import the package that this process runs, installed or not."""
+    root = str(Path(__file__).resolve().parents[2])
+    if root in (sysconfig.get_path("purelib"), sysconfig.get_path("platlib")):
+        return {}
+    others = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": root if not others else root + os.pathsep + others}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,10 +199,9 @@ class PrefetcherProcess:
         return self.live.process
 
     def stop(self) -> None:
-        """End it. Its regions go with it; if it had to be killed, sweep the run."""
+        """End it. Its regions go with it, or, if it was killed, by us."""
         self.live.stop()
-        if self.process.returncode != 0:
-            sweep(self.run_id)
+        sweep(self.run_id)
 
 
 def start_storage(
@@ -196,10 +211,12 @@ def start_storage(
     *,
     link_rates: Mapping[str, BytesPerSecond] | None = None,
     log_path: Path | None = None,
+    on_spawn: Callable[[LiveProcess], None] | None = None,
 ) -> StorageProcess:
     """A storage server of these checkpoint folders, by model name, on a free port of the loopback; None: no limit.
 
-    ``link_rates`` are of single links where they differ from ``link_rate``. Returns once they are in memory.
+    ``link_rates`` are of single links where they differ from ``link_rate``. Returns once they are in memory, which can
+    take minutes; ``on_spawn`` is told of the process before, so that it can be killed.
     """
     live = spawn_module("serving.live.storage", "storage server", log_path=log_path)
     options = {
@@ -209,6 +226,8 @@ def start_storage(
         "link_rates": dict(link_rates or {}),
     }
     try:
+        if on_spawn is not None:
+            on_spawn(live)
         live.socket.settimeout(STORAGE_START)
         send_frame(live.socket, options)
         answer, _ = recv_frame(live.socket)

@@ -12,7 +12,7 @@ from serving.live.checkpoint import Checkpoint
 from serving.live.fleet import Fleet
 from serving.live.loops import ControlLoops
 from serving.live.recording import StageEnded, WorkerKey
-from serving.live.worker_link import Reply, WorkerLink
+from serving.live.worker_link import Reply
 
 
 class LiveProvisioner:
@@ -52,11 +52,11 @@ class LiveProvisioner:
         self.num_blocks(instance)  # raises at the first stage rather than when everything is loaded
         end = partial(self._end, ended, (instance.instance_id, worker.rank), stage.name)
         if stage.name == "container":
-            self._greet(self._fleet.start(worker), end)
+            self._fleet.start(worker).when_greeted(end)
             return
         link = self._fleet.link(worker) or self._fleet.take_spare(worker)
         command = self._command(instance, worker, stage)
-        self._greet(link, lambda: link.call(command, partial(_carried_out, end)))
+        link.when_greeted(lambda: link.call(command, partial(_carried_out, end)))
 
     def _command(self, instance: Instance, worker: Worker, stage: Stage) -> dict[str, Any]:
         if stage.work is Work.PROFILE:
@@ -87,13 +87,6 @@ class LiveProvisioner:
     def _model(self, instance: Instance) -> dict[str, Any]:
         config, options = self._checkpoints[instance.model].config, self._fleet.options
         return {"config": config.to_json(), "dtype": options.dtype or config.dtype, "threads": options.threads}
-
-    def _greet(self, link: WorkerLink, then: Callable[[], object]) -> None:
-        """Go on once the process listens."""
-        if link.greeted:
-            then()
-        else:
-            link.on_hello = then
 
     def _end(self, ended: Signal, worker: WorkerKey, stage: str) -> None:
         self._fleet.record(StageEnded(at=self._fleet.clock.now, worker=worker, stage=stage))

@@ -34,7 +34,7 @@ class Fetched:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FetchFailed:
-    """The rest of a fetch will never arrive."""
+    """The rest of a fetch will never arrive; or, if all has arrived, it is gone again."""
 
     at: Seconds
     worker: WorkerKey

@@ -138,6 +138,8 @@ class ReplayedPorts:
         """Nothing runs that would have to end."""
 
     def _hear(self, inflow: Inflow, event: Fetched | FetchFailed) -> None:
+        if isinstance(event, FetchFailed) and inflow.arrival.done.fired:
+            inflow.forget()
         if not inflow.arrival.under_way:
             return
         match event:

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 from serving.control import Control
 from serving.core.clock import Clock, FlowBody, Signal, spawn
@@ -26,12 +27,14 @@ from serving.live.loops import ControlLoops
 from serving.live.processes import StorageProcess, start_storage
 from serving.live.provisioner import LiveProvisioner
 from serving.live.recording import Recording
+from serving.live.store_link import OnSpawn, StoreLink
 from serving.live.transport import LiveTransport
 from serving.records import Record
 from serving.serve import Setup, build_control
 from serving.testbed import Testbed
 from serving.units import Bytes, BytesPerSecond
 from serving.workload.clients import Client
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LiveSetup:
@@ -77,7 +80,7 @@ class LiveRun:
     executor: LiveExecutor
     fleet: Fleet
     transport: LiveTransport
-    stores: tuple[StorageProcess, ...]
+    stores: tuple[StoreLink, ...]
 
 
 @contextmanager
@@ -90,8 +93,7 @@ def running(
     clock = RealClock()
     with ExitStack() as stack:
         run_id = f"{os.getpid()}.{secrets.token_hex(3)}"
-        folder = stack.enter_context(TemporaryDirectory(prefix=f"aebench-{run_id}-", ignore_cleanup_errors=True))
-        fleet = Fleet(clock, setup.workers, Path(folder), recording)
+        fleet = Fleet(clock, setup.workers, Path(gettempdir()) / f"aebench-{run_id}", recording)
         stack.callback(fleet.close)
         transport = LiveTransport(fleet, run_id, checkpoints)
         stack.callback(transport.close)
@@ -101,7 +103,7 @@ def running(
         control = build_control(setup.served, backend, record)
         fleet.cluster, fleet.on_lost = control.cluster, control.lose
         stores = _start_stores(stack, setup, control.cluster.servers)
-        transport.stores.update({store: process.address for store, process in stores.items()})
+        transport.stores.update(stores)
         for server in control.cluster.servers:
             transport.open(server)
         if setup.system.resident_workers:
@@ -156,9 +158,7 @@ def _sizes(spec: ModelSpec) -> tuple[Bytes, ...]:
     return spec.stage_tensors(range(spec.num_layers))
 
 
-def _start_stores(
-    stack: ExitStack, setup: LiveSetup, servers: tuple[Server, ...]
-) -> dict[StorageServer, StorageProcess]:
+def _start_stores(stack: ExitStack, setup: LiveSetup, servers: tuple[Server, ...]) -> dict[StorageServer, StoreLink]:
     """A storage process for each storage server that a server fetches from; they start side by side."""
     links: dict[StorageServer, dict[str, BytesPerSecond]] = {}
     for server in servers:
@@ -166,13 +166,17 @@ def _start_stores(
         if math.isfinite(server.downlink.capacity):
             rates[server.name] = server.downlink.capacity
 
-    def start(store: StorageServer) -> StorageProcess:
+    def start(store: StorageServer, on_spawn: OnSpawn) -> StorageProcess:
+        setup.open_checkpoints()  # when it is started again: they may have been replaced
         rate = store.nic_rate if math.isfinite(store.nic_rate) else None
         folder = setup.workers.log_folder
         log_path = None if folder is None else folder / f"{store.name}.log"
-        process = start_storage(setup.checkpoints, rate, link_rates=links[store], log_path=log_path)
-        stack.callback(process.stop)
-        return process
+        return start_storage(setup.checkpoints, rate, link_rates=links[store], log_path=log_path, on_spawn=on_spawn)
+
+    def link(store: StorageServer) -> StoreLink:
+        made = StoreLink(partial(start, store))
+        stack.callback(made.close)
+        return made
 
     with ThreadPoolExecutor(len(links)) as threads:
-        return dict(zip(links, threads.map(start, links), strict=True))
+        return dict(zip(links, threads.map(link, links), strict=True))

@@ -59,6 +59,11 @@ def sweep(run_id: str) -> list[str]:
     return [path.name for path in found]
 
 
+def exists(name: str) -> bool:
+    """Whether there is a region of this name."""
+    return _path(name).exists()
+
+
 def unlink(name: str) -> None:
     """Remove a region by name, if it is there; processes that have it mapped keep its bytes."""
     _path(name).unlink(missing_ok=True)

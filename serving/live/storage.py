@@ -28,12 +28,16 @@ from serving.live.checkpoint import Checkpoint
 from serving.live.errors import LiveError
 from serving.live.frames import FrameError, recv_frame, send_all, send_frame
 from serving.live.part_stream import PartStream, checksums
-from serving.live.signals import leave_interrupts_to_control
+from serving.live.signals import leave_signals_to_control
 from serving.live.token_bucket import TokenBucket, chunk_size
 from serving.units import BytesPerSecond, Seconds
 
 IDLE: Seconds = 60.0
 """A connection on which nothing is asked, or whose bytes nobody takes, for this long is closed."""
+MAX_REQUEST = 64 << 10
+"""Bytes of a request's header; nothing goes with it."""
+ACCEPT_RETRY: Seconds = 0.05
+"""Before the next attempt when the system has no room for a connection."""
 MAX_CONNECTIONS = 256
 MAX_LINKS = 4096
 """Names of links that are remembered."""
@@ -129,6 +133,7 @@ class StorageServer:
         self._link_buckets: dict[str, TokenBucket] = {}
         self._connections: dict[socket.socket, None] = {}
         self._lock = threading.Lock()
+        self._closed = threading.Event()
         try:
             self._listener = socket.create_server((host, port), backlog=MAX_CONNECTIONS)
         except (OSError, OverflowError) as error:
@@ -138,6 +143,7 @@ class StorageServer:
 
     def close(self) -> None:
         """Stop listening and cut every connection."""
+        self._closed.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -148,19 +154,26 @@ class StorageServer:
                 connection.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
-        while True:
+        while not self._closed.is_set():
             try:
                 connection, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            with self._lock:
-                full = len(self._connections) >= MAX_CONNECTIONS
-                if not full:
-                    self._connections[connection] = None
+            except OSError:  # closed; or no more files, or one that left while it waited
+                self._closed.wait(ACCEPT_RETRY)
+            else:
+                self._admit(connection)
+
+    def _admit(self, connection: socket.socket) -> None:
+        with self._lock:
+            full = len(self._connections) >= MAX_CONNECTIONS
+            if not full:
+                self._connections[connection] = None
+        try:
             if full:
                 connection.close()
             else:
                 threading.Thread(target=self._serve, args=(connection,), name="connection", daemon=True).start()
+        except RuntimeError:  # no more threads
+            self._leave(connection)
 
     def _serve(self, connection: socket.socket) -> None:
         """Answer requests until the client closes, falls silent, or sends what is no frame."""
@@ -168,16 +181,19 @@ class StorageServer:
             connection.settimeout(IDLE)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             while True:
-                self._answer(connection, recv_frame(connection)[0])
+                self._answer(connection, recv_frame(connection, max_header=MAX_REQUEST, max_payload=0)[0])
         except FrameError as error:
             with contextlib.suppress(OSError):
                 send_frame(connection, {"ok": False, "error": str(error)})
         except (EOFError, OSError):
             pass
         finally:
-            with self._lock:
-                self._connections.pop(connection, None)
-            connection.close()
+            self._leave(connection)
+
+    def _leave(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._connections.pop(connection, None)
+        connection.close()
 
     def _answer(self, connection: socket.socket, request: dict[str, Any]) -> None:
         try:
@@ -262,7 +278,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--fd", type=int, required=True)
     control = socket.socket(fileno=parser.parse_args().fd)
-    leave_interrupts_to_control()
+    leave_signals_to_control()
     try:
         options, _ = recv_frame(control)
         rates = LinkRates(server=options["server_rate"], link=options["link_rate"], links=options["link_rates"])

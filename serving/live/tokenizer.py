@@ -9,9 +9,9 @@ from serving.live.errors import LiveError
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
 """What a decoder shows for bytes that are no character, or not yet."""
 WINDOW = 24
-"""Tokens that are decoded together at most while characters stay incomplete."""
-KEPT = 6
-"""Tokens before the new ones that are decoded with them: the bytes of a character come in four tokens at most."""
+"""Tokens that wait for the rest of a character at most: more of them are garbage, and shown as it."""
+KEPT = 12
+"""Of those, how many stay after that: the bytes that may still become a character, and enough before them."""
 
 
 class Tokenizer:
@@ -52,31 +52,46 @@ class Tokenizer:
 class TextStream:
     """Text of one sequence's output as its tokens come: never half a character.
 
-    What a tokenizer makes of a token depends on those before it, so the last few are decoded again with each new one,
-    and what they add is the news.
+    What a tokenizer makes of a token depends on those before it: spaces at the start go, and one bad byte spoils the
+    whole run of byte tokens that it stands in. So each new token is decoded with those that gave the last text, in a
+    window that begins and is read up to where characters ended; what that adds is the news, unless it ends in bytes
+    that wait for more. This is the scheme of text-generation-inference and vLLM.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._window: list[int] = []
+        self._num_read = 0
+        """Tokens of the window whose text was given out; the others wait."""
         self._told = 0
         """Characters of the window's text that were given out."""
 
     def push(self, ids: Sequence[int]) -> str:
         """The text that these tokens complete; "" while a character is incomplete."""
         self._window += ids
-        return self._tell(_whole(self._decode()))
+        text = self._decode()
+        if len(text) > self._told and not text.endswith(UNKNOWN):
+            news = text[self._told :]
+            del self._window[: self._num_read]
+            self._num_read, self._told = len(self._window), len(self._decode())
+            return news
+        return self._give_up_waiting(text) if len(self._window) - self._num_read > WINDOW else ""
 
     def flush(self) -> str:
         """The rest, at the end: bytes that never became a character show as U+FFFD."""
-        return self._tell(self._decode())
-
-    def _tell(self, text: str) -> str:
+        text = self._decode()
         news = text[self._told :]
         self._told = max(self._told, len(text))
-        if len(self._window) > WINDOW:
-            del self._window[:-KEPT]
-            self._told = len(_whole(self._decode()))
+        return news
+
+    def _give_up_waiting(self, text: str) -> str:
+        """Too many tokens are no text: those without any (special ones) are forgotten, bad bytes are shown."""
+        news = _whole(text)[self._told :]
+        if not news:
+            del self._window[self._num_read : -KEPT]
+            return ""
+        del self._window[:-KEPT]
+        self._num_read, self._told = 0, len(_whole(self._decode()))
         return news
 
     def _decode(self) -> str:

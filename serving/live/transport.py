@@ -18,11 +18,10 @@ from serving.live.part import Part
 from serving.live.prefetch_link import PrefetchLink
 from serving.live.processes import start_prefetcher
 from serving.live.recording import Fetched, FetchFailed, Loaded, WorkerKey
-from serving.live.shared_region import region_name, unlink
-from serving.live.worker_link import Reply
-from serving.units import Bytes
-
-Address = tuple[str, int]
+from serving.live.shared_region import exists, region_name, unlink
+from serving.live.store_link import StoreLink
+from serving.live.worker_link import LAST_CHANCE, Reply
+from serving.units import Bytes, Seconds
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +30,15 @@ class Fetch(Inflow):
 
     part: Part
     region: str
-    prefetcher: PrefetchLink
+    prefetcher: PrefetchLink | None
+    """None: none could be started."""
+    heard_at: Seconds
+    """When there was news of it last."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether all its bytes had arrived, and went with the prefetcher."""
+        return self.arrival.done.fired and not self.arrival.released and not exists(self.region)
 
 
 class LiveTransport:
@@ -46,8 +53,7 @@ class LiveTransport:
         self._fleet = fleet
         self._run_id = run_id
         self._checkpoints = checkpoints
-        self.stores: dict[StorageServer, Address] = {}
-        """Where each storage server listens."""
+        self.stores: dict[StorageServer, StoreLink] = {}
         self._serials = count()
         self._prefetchers: dict[Server, PrefetchLink] = {}
         self._fetches: dict[int, Fetch] = {}
@@ -73,7 +79,12 @@ class LiveTransport:
                 f"{self._run_id}.{next(self._serials)}",
                 log_path=None if log_folder is None else log_folder / f"prefetcher-{server.name}.log",
             )
-            link = self._prefetchers[server] = PrefetchLink(process, self._fleet.clock, self._hear)
+            try:
+                link = PrefetchLink(process, self._fleet.clock, self._hear)
+            except RuntimeError as error:  # no thread can be started
+                process.stop()
+                raise LiveError(f"prefetcher of {server.name}: {error}") from error
+            self._prefetchers[server] = link
             link.on_end = partial(self._prefetcher_died, link)
         return link
 
@@ -94,19 +105,25 @@ class LiveTransport:
         arrival = Arrival(
             self._fleet.clock, part.size, partial(self._cancel, fetch_id), partial(self._release, fetch_id)
         )
-        try:
-            prefetcher = self.open(worker.server)
-        except LiveError as error:
-            self._fleet.clock.post(self._fleet.fault, worker, str(error))
-            return arrival
-        region = region_name(prefetcher.process.run_id, fetch_id)
-        fetch = Fetch(instance, worker.rank, worker.server, arrival, part, region, prefetcher)
+        clock = self._fleet.clock
+        region = region_name(self._run_id, fetch_id)
+        fetch = Fetch(instance, worker.rank, worker.server, arrival, part, region, None, clock.now)
         self._fetches[fetch_id] = fetch
+        try:
+            prefetcher = fetch.prefetcher = self.open(worker.server)
+            store = self.stores[worker.server.store].address
+        except LiveError as error:
+            layers = f"layers {worker.layers.start}..{worker.layers.stop}"
+            nothing = f"no bytes of {instance.model}, {layers}, have arrived"
+            clock.post(self._fail, fetch, f"{error}: {nothing}")
+            return arrival
+        fetch.region = region = region_name(prefetcher.process.run_id, fetch_id)
+        clock.call_later(self._fleet.options.fetch_limit, self._look, fetch)
         prefetcher.send(
             {
                 "op": "fetch",
                 "id": fetch_id,
-                "store": self.stores[worker.server.store],
+                "store": store,
                 "link": worker.server.name,
                 "model": instance.model,
                 "layers": [worker.layers.start, worker.layers.stop],
@@ -122,7 +139,11 @@ class LiveTransport:
         if link is None:
             raise LookupError(f"a worker on {worker.gpu.name} loads before its process was started")
         if link.num_loaded == 0:
-            fetch = self._source(worker)
+            try:
+                fetch = self._source(worker)
+            except LiveError as error:
+                self._fleet.clock.post(self._fleet.fault, worker, str(error))
+                return arrival
             link.call({"op": "part", "part": fetch.part.to_json(), "region": fetch.region}, None)
         first = link.num_loaded
         link.num_loaded = stop_of(worker, first, size)
@@ -142,9 +163,7 @@ class LiveTransport:
             if same and fetch.server is worker.server and not fetch.arrival.cancelled:
                 found = fetch
         if found is None:
-            raise LookupError(
-                f"{worker.server.name} does not hold the weights that a worker on {worker.gpu.name} loads"
-            )
+            raise LiveError(f"{worker.server.name} holds the weights no more that a worker on {worker.gpu.name} loads")
         return found
 
     def _loaded(self, arrival: Arrival, worker: WorkerKey, serial: int, reply: Reply) -> None:
@@ -158,6 +177,7 @@ class LiveTransport:
         fetch = self._fetches.get(event["id"])
         if fetch is None or not fetch.arrival.under_way:
             return
+        fetch.heard_at = self._fleet.clock.now
         match event["event"]:
             case "described":
                 if Part.from_json(event["part"]) != fetch.part:
@@ -177,24 +197,51 @@ class LiveTransport:
             fetch.arrival.finish()
 
     def _fail(self, fetch: Fetch, reason: str) -> None:
+        if not fetch.arrival.under_way:
+            return  # it was cancelled meanwhile
         self._fleet.record(FetchFailed(at=self._fleet.clock.now, worker=fetch.key, reason=reason))
         if self._fleet.cluster is not None and self._fleet.on_lost is not None:
             fetch.fail(self._fleet.cluster, reason, self._fleet.on_lost)
 
     def _prefetcher_died(self, link: PrefetchLink, reason: str) -> None:
-        """Its fetches end here; regions that are full outlive it, and the next fetch starts another."""
+        """Its regions are gone, and its fetches end, each at an instant of its own: when policies hear of that, caches
+        know already what they have lost. The next fetch starts another."""
         for fetch in list(self._fetches.values()):
             if fetch.prefetcher is link and fetch.arrival.under_way:
-                self._fail(fetch, reason)
+                self._fleet.clock.post(self._fail, fetch, reason)
+            elif fetch.prefetcher is link and fetch.lost:
+                self._fleet.record(FetchFailed(at=self._fleet.clock.now, worker=fetch.key, reason=reason))
+                fetch.forget()
+
+    def _look(self, fetch: Fetch) -> None:
+        """A timer: a prefetcher that was silent for too long is given up; else look again when it may have been."""
+        if not fetch.arrival.under_way or fetch.prefetcher is None or fetch.prefetcher.ended:
+            return
+        clock, limit = self._fleet.clock, self._fleet.options.fetch_limit
+        left = fetch.heard_at + limit - clock.now
+        if left > 0:
+            clock.call_later(left, self._look, fetch)
+        else:
+            clock.post(self._give_last_chance, fetch, fetch.heard_at)
+
+    def _give_last_chance(self, fetch: Fetch, heard_at: Seconds) -> None:
+        """As a post, for which time is what it is: this process may have been stopped itself, and news may wait."""
+        self._fleet.clock.call_later(LAST_CHANCE, self._accuse, fetch, heard_at)
+
+    def _accuse(self, fetch: Fetch, heard_at: Seconds) -> None:
+        if fetch.heard_at > heard_at:
+            self._look(fetch)
+        elif fetch.arrival.under_way and fetch.prefetcher is not None:
+            fetch.prefetcher.kill(f"has said nothing of a fetch for {self._fleet.options.fetch_limit:g} s")
 
     def _cancel(self, fetch_id: int) -> None:
         fetch = self._fetches.get(fetch_id)
-        if fetch is not None:
+        if fetch is not None and fetch.prefetcher is not None:
             fetch.prefetcher.send({"op": "cancel", "id": fetch_id})
 
     def _release(self, fetch_id: int) -> None:
         fetch = self._fetches.pop(fetch_id, None)
-        if fetch is not None:
+        if fetch is not None and fetch.prefetcher is not None:
             fetch.prefetcher.send({"op": "free", "region": fetch.region})
             if fetch.prefetcher.ended:
                 unlink(fetch.region)

@@ -26,14 +26,11 @@ control's end of the socket closes, even in the middle of a step.
 
 import argparse
 import os
-import signal
 import socket
-import sys
 import threading
 import traceback
 from collections.abc import Callable
 from queue import SimpleQueue
-from types import FrameType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from serving.core.stages import Loader
@@ -41,6 +38,7 @@ from serving.live.errors import LiveError
 from serving.live.frames import recv_frame, send_frame
 from serving.live.part import Part
 from serving.live.shared_region import SharedRegion
+from serving.live.signals import leave_signals_to_control
 from serving.live.worker_stages import Device, Weights, open_device
 
 if TYPE_CHECKING:
@@ -91,8 +89,6 @@ class Worker:
         """Leave at once, whatever runs: nobody waits for its result any more, and the system takes all memory back."""
         if self._stage is not None:
             self._stage.close()
-        sys.stdout.flush()
-        sys.stderr.flush()
         os._exit(code)
 
     def _receive(self) -> None:
@@ -217,14 +213,9 @@ def main() -> None:
     """The process."""
     parser = argparse.ArgumentParser(prog="python -m serving.live.worker", description="One stage of an instance.")
     parser.add_argument("--fd", type=int, required=True, help="socket to control, inherited")
-    worker = Worker(socket.socket(fileno=parser.parse_args().fd))
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        worker.end()
-
-    signal.signal(signal.SIGTERM, terminate)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to the whole group; control decides
-    worker.run()
+    options = parser.parse_args()
+    leave_signals_to_control()
+    Worker(socket.socket(fileno=options.fd)).run()
 
 
 if __name__ == "__main__":

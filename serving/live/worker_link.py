@@ -9,7 +9,7 @@ from itertools import count
 from threading import Event, Thread
 from typing import Any
 
-from serving.core.clock import Clock
+from serving.core.clock import Clock, Timer
 from serving.live.errors import LiveError
 from serving.live.frames import Buffer, FrameError, recv_frame, send_frame
 from serving.live.processes import LiveProcess
@@ -17,6 +17,10 @@ from serving.units import Seconds
 
 SEND_TIMEOUT: Seconds = 5.0
 """A worker that takes nothing off its socket for so long is taken for dead; its reader has nothing else to do."""
+ANSWER_LIMIT: Seconds = 120.0
+"""A worker that owes an answer and says nothing for so long is taken for hung: no step and no stage takes as long."""
+LAST_CHANCE: Seconds = 1.0
+"""What it has beyond the limit: this process may have been stopped itself, and an answer may lie in its socket."""
 GRACE: Seconds = 1.0
 """What a worker has to end by itself: its GPU memory has been given away already."""
 
@@ -35,13 +39,13 @@ OnReply = Callable[[Reply], None]
 class WorkerLink:
     """One worker process. All but the reader thread's part runs on the clock's thread.
 
-    ``on_fault(reason)`` is called on the clock, at most once: a command failed, or the process ended before ``close``.
+    ``on_fault(reason)`` is called on the clock, at most once: a command failed, the process ended before ``close``, or
+    it owes a greeting or an answer and has said nothing for ``answer_limit``.
     """
 
-    def __init__(self, live: LiveProcess, clock: Clock) -> None:
+    def __init__(self, live: LiveProcess, clock: Clock, answer_limit: Seconds = ANSWER_LIMIT) -> None:
         self.live = live
         self.on_fault: Callable[[str], None] | None = None
-        self.on_hello: Callable[[], object] | None = None
         self.greeted = False
         """The process runs and listens, and the clock's thread has heard of it."""
         self.closed = False
@@ -52,6 +56,11 @@ class WorkerLink:
         self._listens = Event()
         self._ids = count(1)
         self._waiting: dict[int, OnReply] = {}
+        self._on_hello: list[Callable[[], object]] = []
+        self._answer_limit = answer_limit
+        self._silent_since = clock.now
+        """Since then an answer is owed and nothing was heard; of no meaning while none is owed."""
+        self._watch: Timer | None = clock.call_later(answer_limit, self._look)
         _limit_sends(live.socket)
         self._reader = Thread(target=self._read, name=f"replies of {live.name}", daemon=True)
         self._reader.start()
@@ -62,11 +71,19 @@ class WorkerLink:
             return
         command_id = next(self._ids)
         if on_reply is not None:
+            self._expect()
             self._waiting[command_id] = on_reply
         try:
             send_frame(self.live.socket, {**header, "id": command_id}, *buffers)
         except (OSError, LiveError) as error:
             self._clock.post(self._fault, f"{self.live.name} does not take commands ({error})")
+
+    def when_greeted(self, then: Callable[[], object]) -> None:
+        """Go on once the process listens; at once if it does."""
+        if self.greeted:
+            then()
+        else:
+            self._on_hello.append(then)
 
     def await_hello(self, timeout: Seconds) -> None:
         """Wait until the process listens, or has failed to; before the clock runs."""
@@ -78,6 +95,9 @@ class WorkerLink:
             return
         self.closed = True
         self._waiting.clear()
+        self._on_hello.clear()
+        if self._watch is not None:
+            self._watch.cancel()
         with contextlib.suppress(OSError):
             self.live.socket.shutdown(socket.SHUT_RDWR)  # which ends the worker, and wakes our reader
 
@@ -116,13 +136,51 @@ class WorkerLink:
 
     def _hello(self) -> None:
         self.greeted = True
-        if self.on_hello is not None and not self.closed:
-            self.on_hello()
+        self._silent_since = self._clock.now
+        waiting, self._on_hello = self._on_hello, []
+        for then in waiting:
+            then()
 
     def _answer(self, command_id: int, reply: Reply) -> None:
+        self._silent_since = self._clock.now
         on_reply = self._waiting.pop(command_id, None)
         if on_reply is not None:
             on_reply(reply)
+
+    @property
+    def _owes(self) -> bool:
+        """Whether it has still something to say."""
+        return bool(self._waiting) or not self.greeted
+
+    def _expect(self) -> None:
+        """An answer will be owed from now on. The timer outlasts many answers: it is not booked for each."""
+        if not self._owes:
+            self._silent_since = self._clock.now
+        if self._watch is None:
+            self._watch = self._clock.call_later(self._answer_limit, self._look)
+
+    def _look(self) -> None:
+        """The timer: look again when the limit may be over, and once more a moment after it."""
+        self._watch = None
+        if self.closed or not self._owes:
+            return
+        left = self._silent_since + self._answer_limit - self._clock.now
+        if left > 0:
+            self._watch = self._clock.call_later(left, self._look)
+        else:
+            self._clock.post(self._give_last_chance, self._silent_since)
+
+    def _give_last_chance(self, silent_since: Seconds) -> None:
+        """As a post, for which time is what it is, however late the timer ran."""
+        if not self.closed:
+            self._watch = self._clock.call_later(LAST_CHANCE, self._clock.post, self._accuse, silent_since)
+
+    def _accuse(self, silent_since: Seconds) -> None:
+        self._watch = None
+        if self._owes and self._silent_since == silent_since:
+            self._fault(f"{self.live.name} (process {self.live.pid}) has not answered for {self._answer_limit:g} s")
+        elif self._owes:
+            self._expect()
 
     def _fault(self, reason: str) -> None:
         if self.closed:

@@ -63,7 +63,6 @@ class ContinuousBatching:
             if num_tokens > left:
                 num_tokens = left
                 target = num_computed + left
-                plan.ends_in_chunk = True
             if target > sequence.capacity and not self._grow(instance, pool, sequence, target):
                 break
             sequences.append(sequence)
@@ -72,6 +71,8 @@ class ContinuousBatching:
             if num_tokens > 1:
                 plan.chunk_pairs += chunk_pairs(num_tokens, num_computed)
             left -= num_tokens
+        if sequences:  # only the last can be cut short; told here, as one that found no blocks is not in the step
+            plan.ends_in_chunk = sequences[-1].num_computed + counts[-1] < sequences[-1].num_tokens
         plan.context_tokens = context_tokens
         plan.total_tokens = instance.max_step_tokens - left
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aebench import live_point
+from aebench import live_point, machine
 from aebench.catalog import Catalog
 from aebench.errors import UsageError
 from aebench.execute import evicting, model_specs, setup
@@ -45,7 +45,7 @@ def write_checkpoint(folder: Path, dtype: str = "float32", layers: int = 4) -> N
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty folder of models, and a machine that lacks nothing else."""
     monkeypatch.setenv("AEBENCH_MODELS", str(tmp_path / "models"))
-    monkeypatch.setattr(live_point, "absent_packages", list)
+    monkeypatch.setattr(machine, "absent_packages", lambda *_: [])
     live_point._mark.cache_clear()
     live_point._checkpoint.cache_clear()
     return tmp_path / "models"
@@ -63,7 +63,8 @@ def test_a_missing_checkpoint_says_what_to_type(models: Path) -> None:
 
 
 def test_a_model_without_a_package_is_made_at_random(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_point, "accelerators", lambda: ["one"])
+    monkeypatch.setattr(machine, "accelerators", lambda: ["one"])
+    monkeypatch.setattr(machine.metadata, "version", lambda _: "2.13.0")
     with pytest.raises(UsageError, match=f"aebench model make {models}/llama2-7b --like llama2-7b --share-layers"):
         prepared(live_points("cuda"), "cuda")
 
@@ -72,16 +73,35 @@ def test_missing_packages_come_first_with_the_command_that_installs_them(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     del models
-    monkeypatch.setattr(live_point, "absent_packages", lambda: ["torch"])
+    monkeypatch.setattr(machine, "absent_packages", lambda *_: ["torch"])
     with pytest.raises(UsageError, match=r"needs torch, not installed here. Run: pip install 'aebench\[live\]'"):
         prepared(live_points(), "cpu")
 
 
 def test_cuda_without_a_device_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     del models
-    monkeypatch.setattr(live_point, "accelerators", list)
+    monkeypatch.setattr(machine, "accelerators", list)
     with pytest.raises(UsageError, match="--device cuda: nvidia-smi shows no CUDA device"):
         prepared(live_points("cuda"), "cuda")
+
+
+def test_a_torch_that_knows_no_cuda_is_refused(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    del models
+    monkeypatch.setattr(machine, "accelerators", lambda: ["one"])
+    monkeypatch.setattr(machine.metadata, "version", lambda _: "2.13.0+cpu")
+    with pytest.raises(UsageError, match=r"torch 2.13.0\+cpu is built for the CPU only. Expected a CUDA build"):
+        prepared(live_points("cuda"), "cuda")
+
+
+def test_workers_are_dealt_out_over_every_cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "accelerators", lambda: ["one", "two"])
+    assert (machine.num_devices("cuda"), machine.num_devices("cpu")) == (2, 1)
+
+
+def test_a_service_without_its_packages_says_how_to_install_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "absent_packages", lambda names: list(names))
+    with pytest.raises(UsageError, match=r"aebench serve needs starlette, uvicorn, not installed here"):
+        machine.check_service("aebench serve")
 
 
 def test_weights_of_another_type_than_declared_are_refused(models: Path) -> None:
@@ -121,3 +141,12 @@ def test_a_run_without_its_checkpoint_is_one_message_and_writes_nothing(models: 
     said = checkout.refusal(checkout.run("figure7", "--backend", "live"))
     assert said.startswith("Error: --backend live: no checkpoint smollm2-135m under ")
     assert not checkout.logs.exists()
+
+
+def test_a_checkpoint_of_the_users_is_made_in_a_known_shape_and_the_declared_type(models: Path) -> None:
+    settings = [f"deployments.{name}.checkpoint=mine" for name in ("smollm2-135m", "smollm2-135m-twin")]
+    world = World("live", "cpu")
+    points = Catalog().experiment("hydraserve/cold_start", settings=settings, world=world).points([0])
+    said = f"Run: aebench model make {models}/mine --like smollm2-135m --share-layers --dtype float32"
+    with pytest.raises(UsageError, match=said):
+        prepared(points, "cpu")

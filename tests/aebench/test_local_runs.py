@@ -189,3 +189,77 @@ def test_a_profile_simulates_the_machine_that_it_is_of(tmp_path: Path) -> None:
     serial = 0.5 + 2.0 + 0.0 + 538.0e6 / 125e6 + 0.538 / 1.0 + 0.64 + 1.0
     assert ttft["serverless_vllm"] == pytest.approx(serial, rel=0.05)
     assert workflow.judge(Catalog(), planned.declared[0], log).caption.count("Simulated from a profile of a toy") == 1
+
+
+def profile_file(folder: Path, **changes: object) -> str:
+    path = folder / "changed.json"
+    path.write_text(json.dumps({**PROFILE, **changes}))
+    return str(path)
+
+
+def test_a_profile_is_refused_where_nothing_of_its_machine_is_declared(ran: Checkout, tmp_path: Path) -> None:
+    said = ran.refusal(ran.run("hello", "--profile", profile_file(tmp_path), "--dry-run"))
+    assert said.startswith("Error: hydraserve/hello declares no machine of ours ([live]), so --profile has nothing")
+    said = ran.refusal(ran.run("figure7", "--profile", profile_file(tmp_path, device="tpu"), "--dry-run"))
+    assert "key 'device': expected one of cpu, cuda, got 'tpu'" in said
+
+
+def test_a_profile_of_another_model_is_refused(ran: Checkout, tmp_path: Path) -> None:
+    said = ran.refusal(ran.run("figure7", "--profile", profile_file(tmp_path, model="tiny"), "--dry-run"))
+    assert said.startswith(
+        "Error: --profile: measured with checkpoint tiny, but hydraserve/cold_start deploys smollm2-135m."
+    )
+
+
+def test_a_group_leaves_out_what_cannot_run_and_says_so(ran: Checkout, tmp_path: Path) -> None:
+    shown = ran.run("hydraserve", "--profile", profile_file(tmp_path), "--dry-run")
+    assert shown.exit_code == 0, shown.output
+    assert "left out: hydraserve/hello declares no machine of ours" in shown.stdout
+    assert "hydraserve/cold_start: 5 points on sim, about 1." in shown.stdout
+    assert ran.run("hydraserve", "hello", "--profile", profile_file(tmp_path), "--dry-run").exit_code == 2
+
+
+def test_a_dry_run_prints_the_notes(tmp_path: Path) -> None:
+    path = Path(profile_file(tmp_path))
+    options = RunOptions(profile=path, notes=("a note",), log_path=tmp_path / "logs")
+    assert commands.dry_run(["figure7"], options, as_json=False).splitlines()[0] == "a note"
+    assert json.loads(commands.dry_run(["figure7"], options, as_json=True))["notes"] == ["a note"]
+
+
+def test_captions_of_a_rough_profile_name_its_model_and_the_checkpoint_of_the_user(tmp_path: Path) -> None:
+    path = Path(profile_file(tmp_path, quick=True, threads=2, model="mine"))
+    names = ("smollm2-135m", "smollm2-135m-twin")
+    settings = ("grid.system=hydraserve", *(f"deployments.{name}.checkpoint=mine" for name in names))
+    options = RunOptions(profile=path, settings=settings, log_path=tmp_path / "logs")
+    (planned,) = workflow.plan(Catalog(), ["figure7"], options)
+    log, _ = workflow.run(planned, options)
+    caption = workflow.judge(Catalog(), planned.declared[0], log).caption
+    assert "a profile of a toy with mine, 2 threads a worker, measured with --quick" in caption
+    assert "smollm2-135m is checkpoint mine." in caption
+
+
+def test_runs_of_different_machines_are_not_compared(ran: Checkout, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    live_run(other, "NVIDIA B200, 16 cores", device="cuda")
+    words = ("diff", "figure7", "--log-path", str(other), "--against", str(ran.logs))
+    assert "no run of the same machine there. Expected live on NVIDIA B200" in ran.refusal(ran.aebench(*words))
+
+
+def test_a_prediction_is_compared_with_what_it_predicts_by_the_name_of_the_run(ran: Checkout, tmp_path: Path) -> None:
+    live = live_run(tmp_path / "live", "a toy")
+    path = Path(profile_file(tmp_path))
+    options = RunOptions(profile=path, settings=SETTINGS, log_path=tmp_path / "sim")
+    (planned,) = workflow.plan(Catalog(), ["figure7"], options)
+    workflow.run(planned, options)
+    words = ("diff", "figure7", "--log-path", str(tmp_path / "sim"), "--against")
+    assert "no run of the same machine there" in ran.refusal(ran.aebench(*words, str(tmp_path / "live")))
+    first = ran.aebench(*words, str(live.folder)).stdout.rpartition("\n\n")[2].splitlines()[0]
+    assert "ttft_mean (sim on a toy with smollm2-135m) against" in first and "(live on a toy)" in first
+
+
+def test_laws_of_the_live_folder_are_claims_of_local_runs_only() -> None:
+    catalog = Catalog()
+    declared = catalog.figures["live/ttft"]
+    assert catalog.claims(declared).claims == ()
+    assert len(catalog.claims(catalog.figure_in(declared, World("live", "cpu"))).claims) == 3
+    assert catalog.papers["live"].says == "what is claimed"

@@ -1,6 +1,5 @@
 """Calibration: of a simulated machine it gives back the profile; of this one, a profile that the simulator reads."""
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -157,7 +156,7 @@ def test_the_command_writes_a_profile_that_a_run_takes(tmp_path: Path) -> None:
     assert 0 < profile.startup.container < profile.startup.libraries
     assert profile.startup.host_cores == len(os.sched_getaffinity(0))
     assert list(tmp_path.iterdir()) == [out]
-    assert json.loads(out.read_text())["versions"]["threads of a worker"] == "1"
+    assert (profile.threads, profile.quick) == (1, True)
 
 
 def test_a_worker_that_dies_ends_the_calibration_with_its_name() -> None:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serving.live.checkpoint import Checkpoint, find, models_root
-from serving.live.config import FAMILIES
+from serving.live.config import FAMILIES, ModelConfig
 from serving.live.errors import LiveError
 from serving.live.layout import layout
 from tests.live.checkpoints import edit_header, edit_json, make_tiny
@@ -244,3 +244,13 @@ def test_reading_needs_no_heavy_package(tiny: Path) -> None:
     )
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert said == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("written", "added"),
+    [('{"eos_token_id": [2, 77, 78]}', (77, 78)), ('{"eos_token_id": 77}', (77,)), ("{}", ()), ("[1]", ()), ("{", ())],
+)
+def test_end_tokens_are_those_of_both_configs(copy: Path, written: str, added: tuple[int, ...]) -> None:
+    edit_json(copy / "config.json", lambda table: table.update(eos_token_id=2))
+    (copy / "generation_config.json").write_text(written)
+    assert ModelConfig.read(copy).eos_token_ids == (2, *added)

@@ -1,6 +1,7 @@
 import socket
 import struct
 import threading
+import tracemalloc
 from collections.abc import Iterator
 
 import pytest
@@ -99,3 +100,21 @@ def test_a_view_that_is_not_filled_says_how_far_it_came(pair: Pair) -> None:
     pair[0].close()
     with pytest.raises(ConnectionResetError, match="3 of 5 bytes"):
         recv_into(pair[1], memoryview(bytearray(5)))
+
+
+@pytest.mark.parametrize(("header", "payload"), [(b'{"a":1}', b""), (b"{}", b"abcde")])
+def test_each_use_has_limits_of_its_own(pair: Pair, header: bytes, payload: bytes) -> None:
+    pair[0].sendall(PREFIX.pack(len(header), len(payload)) + header + payload)
+    with pytest.raises(FrameError, match="claims a header of"):
+        recv_frame(pair[1], max_header=6, max_payload=4)
+
+
+def test_what_a_prefix_claims_takes_no_memory_before_it_arrives(pair: Pair) -> None:
+    pair[0].sendall(PREFIX.pack(2, MAX_PAYLOAD) + b"{}abc")
+    pair[0].close()
+    tracemalloc.start()
+    with pytest.raises(ConnectionResetError):
+        recv_frame(pair[1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20

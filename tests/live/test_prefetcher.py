@@ -1,13 +1,17 @@
+import contextlib
 import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from serving.live.errors import LiveError
+from serving.live.fetch import Cancelled, Fetch, FetchEvents, FetchOrder
 from serving.live.frames import send_frame
 from serving.live.part import Part
 from serving.live.processes import PrefetcherProcess, start_prefetcher, start_storage
@@ -138,7 +142,7 @@ def test_an_order_that_cannot_be_met_fails_and_says_why(
     assert expected[next(iter(wrong))] in event["error"]
 
 
-@pytest.mark.parametrize("how", ["exit", "close", "terminate"])
+@pytest.mark.parametrize("how", ["exit", "close"])
 def test_no_region_outlives_the_prefetcher(store: tuple[str, int], how: str) -> None:
     prefetcher = start_prefetcher("server0", fresh_run_id())
     try:
@@ -149,10 +153,8 @@ def test_no_region_outlives_the_prefetcher(store: tuple[str, int], how: str) -> 
         assert len(regions(prefetcher.run_id)) == 2
         if how == "exit":
             send_frame(prefetcher.socket, {"op": "exit"})
-        elif how == "close":
-            prefetcher.socket.close()
         else:
-            prefetcher.process.terminate()
+            prefetcher.socket.close()
         prefetcher.process.wait(10)
         assert regions(prefetcher.run_id) == []
     finally:
@@ -197,3 +199,19 @@ def test_stopping_leaves_no_thread_and_no_process(folder: Path) -> None:
 def test_a_storage_server_that_cannot_open_a_checkpoint_says_why(tmp_path: Path) -> None:
     with pytest.raises(LiveError, match=r"config\.json"):
         start_storage({"x": tmp_path})
+
+
+def test_a_fetch_that_is_still_connecting_can_be_cancelled() -> None:
+    order = FetchOrder(link="a", model=MODEL, layers=range(4), region="aebench-none-0", store=("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as callers:
+        for _ in range(4):  # nobody accepts: the last of them, and all who come later, get no answer
+            caller = callers.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(full.getsockname())
+        events = FetchEvents(described=lambda _: None, progress=lambda _: None)
+        fetch = Fetch(replace(order, store=full.getsockname()), events)
+        threading.Timer(0.2, fetch.cancel).start()
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            fetch.run()
+        assert 0.1 < time.monotonic() - began < 2

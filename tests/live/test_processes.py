@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from serving.live.processes import LOG_FILE_LIMIT, TAIL_LIMIT, spawn_module
+from serving.live import frames, processes
+from serving.live.errors import LiveError
+from serving.live.processes import LOG_FILE_LIMIT, TAIL_LIMIT, LiveProcess, StorageProcess, spawn_module
+from serving.live.store_link import OnSpawn, StoreLink
 from tests.live.fetching import MODEL, fresh_run_id, make_small, regions
+from tests.live.served import left_over
 
 CONTROL = """
 import sys
@@ -91,15 +95,71 @@ def test_a_child_that_fails_is_described_by_its_last_line(on_path: Path) -> None
     assert live.obituary() == f"worker 3.0 (process {live.pid}) ended with exit code 1: RuntimeError: no luck"
 
 
-def test_a_child_that_does_not_listen_is_terminated_and_one_that_refuses_is_killed(on_path: Path) -> None:
+def test_a_child_that_does_not_listen_is_killed_whatever_it_does_about_signals(on_path: Path) -> None:
     (on_path / "deaf.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(600)\n")
     stubborn = "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('up', flush=True)\n"
     (on_path / "stubborn.py").write_text(stubborn + "time.sleep(600)\n")
-    for module, number in (("deaf", signal.SIGTERM), ("stubborn", signal.SIGKILL)):
+    for module in ("deaf", "stubborn"):
         live = spawn_module(module, module)
         until = time.monotonic() + 20
         while live.log.tail() != "up" and time.monotonic() < until:
             time.sleep(0.01)
         live.stop(grace=0.2)
-        assert live.process.returncode == -number
+        assert live.process.returncode == -signal.SIGKILL
         assert not live.running
+
+
+def test_a_child_has_a_process_group_of_its_own_and_imports_nothing_from_the_working_directory(
+    on_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "json.py").write_text("raise SystemExit('json of the working directory')\n")
+    (on_path / "child.py").write_text(
+        "import os, serving.live.frames as f; print(os.getpgrp() == os.getpid(), f.__file__)"
+    )
+    monkeypatch.chdir(elsewhere)
+    live = spawn_module("child", "child")
+    live.process.wait(60)
+    live.stop()
+    assert live.log.tail() == f"True {frames.__file__}"
+
+
+@pytest.mark.parametrize("broken", ["socket.socketpair", "subprocess.Popen", "threading.Thread"])
+def test_a_system_without_room_for_a_child_is_one_message_and_leaves_nothing(
+    broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_args: object, **_options: object) -> None:
+        raise RuntimeError("can't start new thread") if "Thread" in broken else OSError(24, "Too many open files")
+
+    before = len(list(Path("/proc/self/fd").iterdir())), left_over()
+    module, name = broken.split(".")
+    with monkeypatch.context() as patch:
+        patch.setattr(getattr(processes, module), name, full)
+        with pytest.raises(LiveError, match=r"worker 1\.0: cannot start .*(Too many open files|new thread)"):
+            spawn_module("serving.live.worker", "worker 1.0")
+    assert (len(list(Path("/proc/self/fd").iterdir())), left_over()) == before
+
+
+def test_closing_does_not_wait_for_a_storage_server_that_reads_its_checkpoints(on_path: Path) -> None:
+    (on_path / "reading.py").write_text("import time\nprint('up', flush=True)\ntime.sleep(600)\n")
+    starts: list[LiveProcess] = []
+
+    def start(on_spawn: OnSpawn) -> StorageProcess:
+        live = spawn_module("reading", "storage server")
+        starts.append(live)
+        if len(starts) > 1:
+            on_spawn(live)
+            live.process.wait(60)
+            live.stop()
+            raise LiveError("it did not start")
+        return StorageProcess(live=live, address=("127.0.0.1", 1))
+
+    link = StoreLink(start)
+    starts[0].process.kill()
+    until = time.monotonic() + 20
+    while len(starts) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    began = time.monotonic()
+    link.close()
+    assert time.monotonic() - began < 5
+    assert len(starts) == 2 and not any(live.running for live in starts)

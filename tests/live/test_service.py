@@ -12,6 +12,7 @@ pytest.importorskip("starlette", reason="needs the live extra: make test-live")
 httpx = pytest.importorskip("httpx", reason="needs the live extra: make test-live")
 
 from aebench.service.app import application  # noqa: E402
+from aebench.service.bodies import Message  # noqa: E402
 from aebench.service.chat_template import ChatTemplate  # noqa: E402
 from aebench.service.limits import Limits  # noqa: E402
 from aebench.service.service import Service  # noqa: E402
@@ -493,3 +494,18 @@ def test_the_openapi_document_describes_the_bodies() -> None:
     document = get("/openapi.json").json()
     assert document["components"]["schemas"]["ChatBody"]["required"] == ["model", "messages"]
     assert set(document["paths"]["/v1/completions"]["post"]["responses"]) >= {"200", "400", "429", "503"}
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "neutral"),
+    [("top_k", 40, -1), ("min_p", 0.1, 0.0), ("min_tokens", 4, 0), ("repetition_penalty", 1.2, 1.0)],
+)
+def test_sampling_of_other_engines_is_refused_unless_it_changes_nothing(field: str, wrong: Any, neutral: Any) -> None:
+    answer = ask("/v1/completions", {**COMPLETION, field: wrong})
+    assert answer.status_code == 400 and answer.json()["error"]["param"] == field
+    assert ask("/v1/completions", {**COMPLETION, field: neutral}).status_code == 200
+
+
+def test_a_developer_message_is_a_system_message() -> None:
+    first = Message.model_validate({"role": "developer", "content": "be brief"})
+    assert first.role == "system"

@@ -1,4 +1,5 @@
 import contextlib
+import errno
 import socket
 import threading
 import time
@@ -172,3 +173,32 @@ def test_the_command_says_what_is_wrong_with_its_folders(folder: Path, tmp_path:
     absent = CliRunner().invoke(storage_command, [str(tmp_path)])
     assert "config.json" in str(absent.exception)
     assert CliRunner().invoke(storage_command, [str(folder), "--link-gbps", "0"]).exit_code == 2
+
+
+def test_a_server_that_has_no_room_for_a_connection_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = open_library({MODEL: make_small(tmp_path)})
+    server = StorageServer(library, LinkRates())
+    listener = server._listener
+    failures = [OSError(errno.EMFILE, "Too many open files"), ConnectionAbortedError()]
+
+    class Full:
+        """The listener, which fails at first."""
+
+        def accept(self) -> object:
+            if failures:
+                raise failures.pop()
+            return listener.accept()
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(listener, name)
+
+    monkeypatch.setattr(server, "_listener", Full())
+    try:
+        for _ in range(4):
+            with socket.create_connection(server.address, 5) as connection:
+                connection.settimeout(5)
+                send_frame(connection, {"op": "describe", "model": MODEL, "layers": [0, 4]})
+                assert recv_frame(connection)[0]["ok"]
+        assert failures == []
+    finally:
+        server.close()

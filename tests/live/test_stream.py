@@ -68,6 +68,61 @@ def test_a_character_that_never_ends_shows_at_the_end(tokenizer: Tokenizer) -> N
     assert [output.text for output in heard] == ["a", "\N{REPLACEMENT CHARACTER}"]
 
 
+@pytest.fixture(scope="module")
+def falling_back() -> Tokenizer:
+    """As Llama 2's: bytes that are no token of their own are tokens like <0xF0>, and the first space goes."""
+    from tokenizers import Tokenizer as Raw
+    from tokenizers import decoders, models
+
+    known = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "a", "b", "▁world", "世", "界", "▁▁"]
+    raw = Raw(models.BPE(vocab={token: i for i, token in enumerate(known)}, merges=[], byte_fallback=True))
+    raw.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    return Tokenizer(raw)
+
+
+def fallback_ids(tokenizer: Tokenizer, *pieces: str) -> list[int]:
+    """Tokens by name; bytes for what is none."""
+    name_to_id = tokenizer._tokenizer.token_to_id
+    names = [[p] if name_to_id(p) is not None else [f"<0x{byte:02X}>" for byte in p.encode()] for p in pieces]
+    return [name_to_id(name) for group in names for name in group]
+
+
+def test_byte_tokens_are_never_cut_within_a_run(falling_back: Tokenizer) -> None:
+    ids = fallback_ids(falling_back, "▁", "a", "😀", "😁", "世", "界", "é", "▁world", "▁", "b")
+    stream = TextStream(falling_back)
+    parts = [stream.push((token_id,)) for token_id in ids]
+    assert "".join(parts) + stream.flush() == "a😀😁世界é world b" == falling_back.decode(ids)
+    assert [part for part in parts if part] == ["a", "😀", "😁", "世", "界", "é", " world", " ", "b"]
+
+
+@given(
+    st.lists(st.sampled_from(["▁", "▁▁", "a", "▁world", "世", "😀", "é", "ß", "한"]), max_size=80), st.integers(1, 5)
+)
+def test_fallen_back_text_comes_as_it_would_all_at_once(falling_back: Tokenizer, pieces: list[str], step: int) -> None:
+    ids = fallback_ids(falling_back, *pieces)
+    stream = TextStream(falling_back)
+    parts = [stream.push(ids[at : at + step]) for at in range(0, len(ids), step)]
+    assert "".join(parts) + stream.flush() == falling_back.decode(ids)
+    assert all("\N{REPLACEMENT CHARACTER}" not in part for part in parts)
+
+
+def test_bad_bytes_do_not_wait_for_ever(falling_back: Tokenizer) -> None:
+    bad = fallback_ids(falling_back, "😀")[:1] * 200
+    stream = TextStream(falling_back)
+    seen = "".join(stream.push((token_id,)) for token_id in bad)
+    assert len(seen) > 150
+    assert seen + stream.push(fallback_ids(falling_back, "▁world")) == falling_back.decode(bad) + " world"
+
+
+def test_many_tokens_without_text_keep_the_space_behind_them(tokenizer: Tokenizer) -> None:
+    stream = TextStream(tokenizer)
+    parts = [stream.push((token_id,)) for token_id in [*ids_of("hi"), *[EOS] * 100, *ids_of(" you")]]
+    assert "".join(parts) == "hi you"
+    assert len(stream._window) < 40
+
+
 def test_special_tokens_show_no_text_and_an_end_token_counts(tokenizer: Tokenizer) -> None:
     stream, heard = listen(tokenizer, eos=EOS)
     tell(stream, [*ids_of("hi"), 0, EOS, *ids_of("never")], limit=99)

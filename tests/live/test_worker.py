@@ -210,20 +210,18 @@ def test_a_part_that_is_larger_than_its_region_is_refused(folder: Path) -> None:
         worker.live.stop()
 
 
-@pytest.mark.parametrize("how", ["exit", "hang up", "terminate", "terminate when idle", "interrupt then hang up"])
+@pytest.mark.parametrize("how", ["exit", "hang up", "hang up when idle", "signals, then hang up"])
 def test_a_worker_ends_when_it_is_told_and_when_control_is_gone(how: str) -> None:
     worker = StageWorker.spawn().greet()
-    if how != "terminate when idle":
+    if how != "hang up when idle":
         worker.send("libraries")  # the main thread is in an import when the end comes
     if how == "exit":
         worker.call("exit")
-    elif how.startswith("terminate"):
-        worker.live.process.terminate()
-    elif how == "hang up":
-        worker.live.socket.close()
     else:
-        worker.live.process.send_signal(signal.SIGINT)
-        assert worker.call("context", device="cpu")[0]["ok"]
+        if how.startswith("signals"):
+            for number in (signal.SIGINT, signal.SIGTERM):
+                worker.live.process.send_signal(number)
+            assert worker.call("context", device="cpu")[0]["ok"]
         worker.live.socket.close()
     assert worker.live.process.wait(10) == 0
     worker.live.stop()

@@ -102,6 +102,22 @@ def test_a_sequence_without_an_elder_to_yield_to_is_preempted_itself() -> None:
     assert (first.num_preemptions, second.num_preemptions) == (0, 1)
 
 
+def test_a_chunk_that_finds_no_blocks_does_not_end_the_step_in_a_chunk() -> None:
+    bench = make_instance(num_blocks=4, scheduler=CHUNKED, max_step_tokens=20)
+    first, second = queue(bench, 32, 64)
+    pool = bench.instance.pool
+    assert pool is not None
+    for sequence, computed in ((first, 31), (second, 32)):
+        pool.extend(sequence, 32)
+        bench.instance.waiting.popleft()
+        bench.instance.running.append(sequence)
+        sequence.num_computed = computed
+    bench.instance.scheduler._continue(bench.instance, pool, planned := StepPlan())  # type: ignore[attr-defined]
+    assert batch(planned) == [(0, 1)]  # the younger yields
+    assert second.num_preemptions == 1
+    assert not planned.ends_in_chunk
+
+
 def test_a_sequence_that_outgrows_the_whole_pool_raises_with_the_numbers() -> None:
     bench = make_instance(num_blocks=2)
     bench.instance.add(make_sequence(32, 4, 7))

@@ -108,3 +108,16 @@ def test_a_refused_model_leaves_the_cache_as_it_was() -> None:
 def test_a_link_needs_a_capacity(capacity: float) -> None:
     with pytest.raises(ValueError, match="nic needs a capacity above 0"):
         Link("nic", capacity)
+
+
+def test_a_model_is_forgotten_though_it_is_complete_and_being_read() -> None:
+    cache = HostCache("server0.cache", 30.0)
+    entry = cache.open("a", 10.0)
+    entry.complete = True
+    cache.discard("a")
+    assert cache.holds("a")
+    cache.forget("a")
+    cache.forget("a")
+    assert not cache.holds("a")
+    assert cache.used == 0
+    cache.close(entry)

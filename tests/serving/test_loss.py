@@ -253,3 +253,18 @@ def test_hydraserve_gives_the_bandwidth_of_a_lost_start_back() -> None:
     clock.run()
     nics = control.controller._bandwidth._nics.values()  # type: ignore[attr-defined]
     assert [nic.claims for nic in nics] == [[], [], [], []]
+
+
+def test_failed_starts_give_up_no_request_while_an_instance_is_ready() -> None:
+    control, _ = make_control("fixed_instances")
+    control.start()
+    clock_of(control).run(until=60.0)
+    (ready,) = control.cluster.instances
+    assert ready.phase is Phase.READY
+    control._failed_starts[ready.model] = 3
+    done = control.arrive(make_requests(1, 64, 3)[0])
+    sequence = the_sequence(control)
+    assert not control._is_hopeless(sequence)
+    control.lose(ready, "its process ended by SIGKILL")
+    assert done.fired
+    assert sequence.state is State.ABORTED

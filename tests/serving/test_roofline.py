@@ -99,3 +99,16 @@ def test_a_prompt_attends_to_itself_and_chunks_of_it_to_what_came_before() -> No
     # Llama2-7B, 8192 tokens: 4 x 4096 x 32 x 33.55 M pairs beyond the rows = 17.6 TFLOP, at 62.5 TFLOP/s 0.281 s
     extra = forward_time(LLAMA, worker(), 8192, 0, chunk_pairs(8192, 0)) - forward_time(LLAMA, worker(), 8192, 0)
     assert extra == pytest.approx(0.2815, rel=1e-3)
+
+
+def test_blocks_are_counted_in_the_values_that_the_engine_computes_with() -> None:
+    instance = make_instance().instance
+    (worker,) = instance.workers
+    assert num_blocks(instance, 2) == num_blocks(instance)
+    # half the bytes a value: half the weights, and half as large blocks
+    block = instance.spec.kv_bytes_per_layer * 16 * len(worker.layers) / 2
+    assert (
+        num_blocks(instance, 1) == int((worker.memory * 0.95 - worker.weights / 2) // block) > 2 * num_blocks(instance)
+    )
+    with pytest.raises(ValueError, match=r"27\.0 GB of weights leave no KV block in a slice of 22\.0 GB"):
+        num_blocks(instance, 4)

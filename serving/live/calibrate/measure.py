@@ -59,6 +59,8 @@ class Options:
     """In words."""
     num_cores: int
     device: str = "cpu"
+    num_devices: int = 1
+    """CUDA devices that workers are dealt out over."""
     threads: int = 1
     num_instances: int = 2
     """That compute at once, at most."""
@@ -95,7 +97,9 @@ def calibrate(folder: Path, options: Options, tell: Tell) -> Calibration:
     effort = options.effort
     shapes = Shapes.of(checkpoint.config.max_positions, KV_TOKENS, effort.quick)
     found = Measurements(shapes)
-    workers = WorkerOptions(device=options.device, threads=options.threads, max_blocks=None)
+    workers = WorkerOptions(
+        device=options.device, num_devices=options.num_devices, threads=options.threads, max_blocks=None
+    )
     num_servers = max(2, effort.num_at_once, options.num_instances)
     with live_bench(checkpoint, num_servers, workers) as bench:
         bench.run(Measuring(bench, options, found, tell).everything(_can_split(checkpoint)))
@@ -241,8 +245,9 @@ def _profile(checkpoint: Checkpoint, options: Options, found: Measurements) -> P
         versions={
             "python": ".".join(map(str, sys.version_info[:3])),
             "torch": version("torch"),
-            "threads of a worker": str(options.threads),
         },
+        threads=options.threads,
+        quick=options.effort.quick,
         startup=startup_costs(found, options.num_cores),
         fetch_rate=rate(start["fetch"] for start in found.starts),
         load_rate=rate(found.direct_loads),

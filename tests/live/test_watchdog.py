@@ -1,0 +1,124 @@
+"""Children that are stopped, not dead, and regions that go with a prefetcher: noticed, told, and replayed."""
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from serving.core.clock import FlowBody, spawn
+from serving.live.fleet import WorkerOptions
+from serving.live.recording import FetchFailed, Lost, Recording
+from serving.live.replay import replay
+from serving.live.setup import LiveRun, LiveSetup, running, whole_run
+from serving.policies import configured
+from serving.records import DecisionRecord, Record
+from serving.units import MB
+from serving.workload.clients import Client, Send
+from tests.live.served import fixed, left_over, live_setup, request, small_testbed
+
+pytest.importorskip("torch", reason="needs the live extra: make test-live")
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    assert left_over() == []
+
+
+def setup_of(answer_limit: float = 60.0, rate: float = 200 * MB, fetch_limit: float = 60.0) -> LiveSetup:
+    options = WorkerOptions(max_blocks=64, answer_limit=answer_limit, fetch_limit=fetch_limit)
+    return live_setup(fixed(1), small_testbed(1, exclusive=True, fetch_rate=rate), workers=options)
+
+
+def run_to_the_end(setup: LiveSetup, client: Client, disturb: "Disturb") -> tuple[list[DecisionRecord], Recording]:
+    """The decisions of a run, which a replay repeats."""
+    records: list[Record] = []
+    recording = Recording()
+    with running(setup, records.append, recording) as run:
+        whole = spawn(run.clock, whole_run(run.clock, run.control, client))
+        run.control.start()
+        spawn(run.clock, disturb.flow(run))
+        run.clock.run(until=lambda: whole.done.fired)
+    decided = [record for record in records if isinstance(record, DecisionRecord)]
+    assert replay(setup, recording, client) == decided
+    return decided, recording
+
+
+class Disturb:
+    """What is done to a run, once, at the right moment."""
+
+    def flow(self, run: LiveRun) -> FlowBody:
+        """Looks often."""
+        while not self.done(run):
+            yield 0.01
+
+    def done(self, run: LiveRun) -> bool:
+        """Whether it was time, and it is done."""
+        raise NotImplementedError
+
+
+class StopWorker(Disturb):
+    """In the middle of a request."""
+
+    def done(self, run: LiveRun) -> bool:
+        for instance in run.control.cluster.instances:
+            if instance.num_sequences and instance.num_steps > 2:
+                os.kill(run.fleet.links(instance)[0].live.pid, signal.SIGSTOP)
+                return True
+        return False
+
+
+class StopPrefetcher(Disturb):
+    """In the middle of a fetch."""
+
+    def done(self, run: LiveRun) -> bool:
+        if any(fetch.arrival.received > 0 for fetch in run.transport.fetches):
+            os.kill(run.transport.prefetchers[0].process.live.pid, signal.SIGSTOP)
+            return True
+        return False
+
+
+class EndPrefetcher(Disturb):
+    """In an orderly way, after an instance has come and gone."""
+
+    def done(self, run: LiveRun) -> bool:
+        if run.control.num_launched and not run.control.cluster.instances:
+            run.transport.prefetchers[0].send({"op": "exit"})
+            return True
+        return False
+
+
+def once(send: Send) -> FlowBody:
+    yield send(request(0, 12, 200))
+
+
+def test_a_worker_that_is_stopped_in_a_step_is_lost_and_the_request_goes_on_elsewhere() -> None:
+    decided, recording = run_to_the_end(setup_of(answer_limit=4.0), once, StopWorker())
+    (lost,) = (event for event in recording.events if isinstance(event, Lost))
+    assert lost.reason.startswith("worker 0.0 (process") and lost.reason.endswith("has not answered for 4 s")
+    assert [decision.action for decision in decided] == ["launch", "dispatch", "lose", "launch", "dispatch"]
+
+
+def test_a_prefetcher_that_is_stopped_in_a_fetch_is_replaced() -> None:
+    decided, recording = run_to_the_end(setup_of(rate=0.4 * MB, fetch_limit=1.5), once, StopPrefetcher())
+    (failed,) = (event for event in recording.events if isinstance(event, FetchFailed))
+    assert "prefetcher of" in failed.reason and failed.reason.endswith("has said nothing of a fetch for 1.5 s")
+    assert [decision.action for decision in decided].count("launch") == 2
+
+
+def test_what_a_server_kept_is_fetched_anew_when_its_prefetcher_has_ended() -> None:
+    def twice(send: Send) -> FlowBody:
+        yield send(request(0))
+        yield 1.5
+        yield send(request(1))
+
+    system = configured("serverlessllm", {"grace_period": 0.2, "interval": 0.1})
+    testbed = small_testbed(1, exclusive=True, cache=1.2 * MB)
+    setup = live_setup(system, testbed, workers=WorkerOptions(max_blocks=64))
+    setup = replace(setup, workers=replace(setup.workers, answer_limit=60.0))
+    decided, _ = run_to_the_end(setup, twice, EndPrefetcher())
+    launches = [decision.from_cache for decision in decided if decision.action == "launch"]
+    assert launches == [False, False]
+    assert not [decision for decision in decided if decision.action in ("lose", "refuse")]
