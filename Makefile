@@ -53,7 +53,7 @@ lint: $(VENV)/dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
-types: $(VENV)/dev
+types: $(VENV)/live
 	@$(BIN)/mypy
 
 bench: $(VENV)/dev
