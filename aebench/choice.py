@@ -58,7 +58,7 @@ def check_profile(points: Sequence[Point], world: World) -> None:
     """UsageError when a profile was measured with a checkpoint that none of the points deploys."""
     if world.profile is None:
         return
-    deployed = {folder_name(folder) for point in points for _, folder in checkpoint_names(point.spec)}
+    deployed = dict.fromkeys(folder_name(folder) for point in points for _, folder in checkpoint_names(point.spec))
     if world.profile.model not in deployed:
         raise UsageError(
             f"--profile: measured with checkpoint {world.profile.model}, but {points[0].experiment} deploys "

@@ -21,6 +21,7 @@ from serving.live.config import DTYPES
 from serving.live.engine import Engine
 from serving.live.fleet import WorkerOptions
 from serving.live.setup import LiveSetup
+from serving.live.tokenizer import put_before
 from serving.policies import SYSTEMS, configured
 from serving.policies.placement import slice_size
 from serving.testbed import ServerKind, Testbed
@@ -164,17 +165,4 @@ def _prefix(folder: Path, bos: int | None) -> tuple[int, ...]:
     said = table.get("add_bos_token") if isinstance(table, dict) else None
     if isinstance(said, bool):
         return (bos,) if said and bos is not None else ()
-    return _put_before(folder / "tokenizer.json")
-
-
-def _put_before(path: Path) -> tuple[int, ...]:
-    """What a tokenizer's post-processor puts before a text."""
-    if not path.is_file():
-        return ()
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(path))
-    plain: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
-    whole: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
-    starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
-    return tuple(whole[: next(starts, 0)])
+    return put_before(folder / "tokenizer.json")

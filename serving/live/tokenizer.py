@@ -49,6 +49,19 @@ class Tokenizer:
         return text
 
 
+def put_before(path: Path) -> tuple[int, ...]:
+    """Ids that the post-processor of a ``tokenizer.json`` puts before a text; none when there is no such file."""
+    if not path.is_file():
+        return ()
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(path))
+    plain: list[int] = tokenizer.encode("a", add_special_tokens=False).ids
+    whole: list[int] = tokenizer.encode("a", add_special_tokens=True).ids
+    starts = (start for start in range(len(whole)) if whole[start : start + len(plain)] == plain)
+    return tuple(whole[: next(starts, 0)])
+
+
 class TextStream:
     """Text of one sequence's output as its tokens come: never half a character.
 
