@@ -121,7 +121,7 @@ def run(planned: Planned, options: RunOptions) -> tuple[RunLog, RunOutcome]:
         backend=options.backend,
         grid_keys=planned.experiment.grid_keys,
         figures=tuple(declared.figure_id for declared in planned.declared),
-        argv=options.argv,
+        argv=_shareable(options.argv),
         num_points=len(planned.points),
         scale=options.scale,
         settings=options.settings,
@@ -232,6 +232,12 @@ def _resumed(planned: Planned, options: RunOptions) -> RunLog | None:
         if same and not spec_differences(log.manifest.spec, planned.spec):
             return log
     return None
+
+
+def _shareable(argv: Sequence[str]) -> tuple[str, ...]:
+    """The command without its log path, which is a place on one machine and where the run lies anyway."""
+    words = [word for word in argv if not word.startswith("--log-path=")]
+    return tuple(word for before, word in zip(["", *words], words, strict=False) if "--log-path" not in (before, word))
 
 
 def _refuse_twice(settings: Sequence[str]) -> None:

@@ -170,3 +170,10 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_summary(tmp_path: Path, 
     assert outcome.num_reused >= num_sealed
     assert log.read("summary.csv") == undisturbed.read("summary.csv")
     assert [path.suffix for path in log.points_folder.iterdir()] == [".parquet"] * 12
+
+
+def test_the_recorded_command_has_no_place_of_this_machine() -> None:
+    from aebench.workflow import _shareable
+
+    assert _shareable(("run", "figure7", "--log-path", "/tmp/x", "--runs", "5")) == ("run", "figure7", "--runs", "5")
+    assert _shareable(("run", "--log-path=/tmp/x", "figure7")) == ("run", "figure7")
