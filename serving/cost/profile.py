@@ -6,8 +6,9 @@ attention reads. ``aebench calibrate`` measures all of it; nothing here comes fr
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, Self
 
 from serving.core.plan import StepPlan
@@ -21,6 +22,8 @@ Curve = tuple[tuple[int, Seconds], ...]
 """Measured times by a count, ascending."""
 Factors = tuple[tuple[int, float], ...]
 """Measured factors by a count, ascending; beyond its ends a factor stays what it is there."""
+Beside = tuple[tuple[Tokens, Factors], ...]
+"""Factors by the rows of the other of two steps, ascending, and by a step's own."""
 
 
 def interpolate(curve: Curve, count: float) -> Seconds:
@@ -30,6 +33,10 @@ def interpolate(curve: Curve, count: float) -> Seconds:
     index = min(max(bisect_left(curve, (count,)), 1), len(curve) - 1)
     (low, at_low), (high, at_high) = curve[index - 1], curve[index]
     return max(0.0, at_low + (at_high - at_low) * (count - low) / (high - low))
+
+
+def _within(factors: Factors, count: float) -> float:
+    return interpolate(factors, min(max(count, factors[0][0]), factors[-1][0]))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +56,9 @@ class StepTable:
     slowdown: tuple[Factors, ...]
     """Factor on a step's time by its rows, when one, two ... instances of the machine compute at once; the last goes
     for more. Steps of few rows wait for memory, which instances share, those of many compute."""
+    beside: Beside = ()
+    """Factor on a step's time while a step of other rows computes beside it; empty: as beside one of as many. A decode
+    loses more beside another, which waits for the same memory, than beside a prompt."""
 
     def __post_init__(self) -> None:
         if not self.slowdown:
@@ -57,23 +67,32 @@ class StepTable:
             ("prefill", self.prefill),
             ("decode", self.decode),
             *(("slowdown", c) for c in self.slowdown),
+            *((("beside", self.beside),) if self.beside else ()),
+            *(("beside", c) for _, c in self.beside),
         ):
             counts = [count for count, _ in curve]
             if not counts or counts != sorted(dict.fromkeys(counts)) or counts[0] < 1:
                 raise ValueError(f"steps.{name}: expected counts that ascend from at least 1, got {counts}")
-        factors = [factor for curve in self.slowdown for _, factor in curve]
-        if min(factors) < 1.0:
-            raise ValueError(f"steps.slowdown: expected factors of at least 1, got {factors}")
+        for name, curves in (("slowdown", self.slowdown), ("beside", tuple(c for _, c in self.beside))):
+            factors = [factor for curve in curves for _, factor in curve]
+            if min(factors, default=1.0) < 1.0:
+                raise ValueError(f"steps.{name}: expected factors of at least 1, got {factors}")
 
-    def time(self, plan: StepPlan, num_stages: int, num_busy: int) -> Seconds:
-        """Time of a step while so many instances (this one included) compute."""
+    def time(self, plan: StepPlan, num_stages: int, others: Sequence[Tokens] = ()) -> Seconds:
+        """Time of a step while steps of so many rows each compute on other instances of the machine."""
         num_sampled = len(plan.sequences) - plan.ends_in_chunk
-        return self._alone(plan, num_sampled, num_stages) * self.factor(plan.total_tokens, num_busy)
+        return self._alone(plan, num_sampled, num_stages) * self.factor(plan.total_tokens, others)
 
-    def factor(self, num_rows: Tokens, num_busy: int) -> float:
-        """What a step of so many rows takes longer while so many instances compute."""
-        factors = self.slowdown[min(num_busy, len(self.slowdown)) - 1]
-        return interpolate(factors, min(max(num_rows, factors[0][0]), factors[-1][0]))
+    def factor(self, num_rows: Tokens, others: Sequence[Tokens]) -> float:
+        """What a step of so many rows takes longer while steps of so many rows each compute on other instances."""
+        same = _within(self.slowdown[min(len(others), len(self.slowdown) - 1)], num_rows)
+        if not others or not self.beside:
+            return same
+        return max(1.0, same * fmean(self._pair(num_rows, each) for each in others) / self._pair(num_rows, num_rows))
+
+    def _pair(self, num_rows: Tokens, other: Tokens) -> float:
+        """The factor of a step of so many rows beside one of others."""
+        return _within(tuple((rows, _within(factors, num_rows)) for rows, factors in self.beside), other)
 
     def prefill_time(self, num_tokens: Tokens) -> Seconds:
         """Time of a lone prompt."""
@@ -143,6 +162,7 @@ class Profile:
                     pairs=float(steps["pairs"]),
                     hop=float(steps["hop"]),
                     slowdown=tuple(map(_factors, steps["slowdown"])),
+                    beside=tuple((int(rows), _curve(factors)) for rows, factors in steps.get("beside", ())),
                 ),
                 threads=int(table.get("threads", 1)),
                 quick=bool(table.get("quick", False)),

@@ -30,7 +30,12 @@ STEPS = StepTable(
     context=5 * us,
     pairs=0.5 * us,
     hop=2 * ms,
-    slowdown=(((1, 1.0),), ((1, 1.4), (4, 1.3), (16, 1.2), (64, 1.05))),
+    slowdown=(((1, 1.0),), ((1, 1.4), (4, 1.3), (128, 1.05))),
+    beside=(
+        (1, ((1, 1.4), (4, 1.35), (128, 1.2))),
+        (4, ((1, 1.35), (4, 1.3), (128, 1.25))),
+        (128, ((1, 1.1), (128, 1.05))),
+    ),
 )
 PROFILE = Profile(
     hardware="a simulated machine",
@@ -73,8 +78,8 @@ def test_the_steps_of_a_simulated_machine_come_out_as_they_went_in(found: Measur
     assert table.context == pytest.approx(STEPS.context, rel=0.05)
     assert table.pairs == pytest.approx(STEPS.pairs, rel=0.05)
     assert table.hop == pytest.approx(STEPS.hop, rel=1e-6)
-    for num_busy, rows in ((1, 1), (2, 1), (2, 4), (2, 16), (2, 40), (2, 64), (2, 500)):
-        assert table.factor(rows, num_busy) == pytest.approx(STEPS.factor(rows, num_busy), rel=0.01)
+    for rows, others in ((1, []), (1, [1]), (4, [4]), (16, [16]), (500, [500]), (128, [1]), (1, [128]), (60, [2])):
+        assert table.factor(rows, others) == pytest.approx(STEPS.factor(rows, others), rel=0.01)
     for shape in (*found.shapes.unseen, Shape.prompt(700), Shape.decode(40, 100)):
         assert predicted(table, shape) == pytest.approx(predicted(STEPS, shape), rel=0.02)
 

@@ -9,14 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.core.clock import SimClock
-from serving.core.plan import StepPlan
+from serving.core.plan import StepPlan, StepResult
 from serving.core.stages import Loader, Stage
 from serving.cost.profile import Profile, StepTable, interpolate
 from serving.policies import SYSTEMS
 from serving.policies.fixed_instances import FixedInstancesConfig
 from serving.serve import Setup, serve
+from serving.sim.executor import _SharedMachine
+from serving.sim.processors import Processors
 from serving.sim.provisioner import SimProvisioner
-from serving.sim.transport import Processors, SimTransport
+from serving.sim.transport import SimTransport
 from serving.units import GB
 from tests.build import (
     STARTUP,
@@ -62,33 +64,70 @@ def test_no_count_has_a_negative_time(count: float) -> None:
 
 
 def test_a_lone_prompt_costs_its_entry() -> None:
-    assert TABLE.time(plan_of((100, 0)), 1, 1) == pytest.approx(0.100)
+    assert TABLE.time(plan_of((100, 0)), 1) == pytest.approx(0.100)
 
 
 def test_decodes_cost_their_entry_and_what_they_read() -> None:
-    assert TABLE.time(plan_of(*[(1, 50)] * 8), 1, 1) == pytest.approx(0.024 + 8 * 50 * 1e-5)
+    assert TABLE.time(plan_of(*[(1, 50)] * 8), 1) == pytest.approx(0.024 + 8 * 50 * 1e-5)
 
 
 def test_a_chunk_beside_decodes_costs_all_rows_once_and_the_sampling_of_each() -> None:
     # 102 rows by the last piece: 0.100 + 2 x 0.0009; three sampled: decode(3) 0.014 less prefill(3) 0.012
     expected = 0.1018 + (0.014 - 0.012) + 1e-5 * (50 + 50 + 20) + 1e-6 * 99 * 20
-    assert TABLE.time(plan_of((1, 50), (1, 50), (100, 20)), 1, 1) == pytest.approx(expected)
+    assert TABLE.time(plan_of((1, 50), (1, 50), (100, 20)), 1) == pytest.approx(expected)
 
 
 def test_further_stages_cost_a_hop_and_busy_neighbours_a_factor() -> None:
-    assert TABLE.time(plan_of((10, 0)), 3, 1) == pytest.approx(0.019 + 0.004)
-    assert TABLE.time(plan_of((10, 0)), 1, 2) == TABLE.time(plan_of((10, 0)), 1, 5) == pytest.approx(0.0285)
+    assert TABLE.time(plan_of((10, 0)), 3) == pytest.approx(0.019 + 0.004)
+    assert TABLE.time(plan_of((10, 0)), 1, [10]) == TABLE.time(plan_of((10, 0)), 1, [10] * 4) == pytest.approx(0.0285)
 
 
 @pytest.mark.parametrize(("rows", "factor"), [(1, 1.5), (10, 1.5), (55, 1.35), (100, 1.2), (1000, 1.2)])
 def test_the_factor_goes_by_rows_and_stays_beyond_what_was_measured(rows: int, factor: float) -> None:
-    assert TABLE.factor(rows, 2) == pytest.approx(factor)
-    assert TABLE.factor(rows, 1) == 1.0
+    assert TABLE.factor(rows, [rows]) == pytest.approx(factor)
+    assert TABLE.factor(rows, []) == 1.0
+
+
+BESIDE = replace(
+    TABLE,
+    slowdown=(((1, 1.0),), ((1, 1.5), (100, 1.1)), ((1, 3.0), (100, 2.0))),
+    beside=((1, ((1, 1.5), (100, 1.3))), (100, ((1, 1.2), (100, 1.1)))),
+)
+"""A decode loses 1.5 beside a decode and 1.2 beside a prompt, a prompt 1.3 and 1.1."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "others", "factor"),
+    [
+        (1, [], 1.0),
+        (1, [1], 1.5),
+        (1, [100], 1.2),
+        (100, [1], 1.3),
+        (500, [500], 1.1),
+        (1, [50], 1.5 - 0.3 * 49 / 99),
+        (1, [1, 100], 3.0 * (1.5 + 1.2) / 2 / 1.5),  # of three alike, by what the others do beside one
+        (100, [1, 1], 2.0 * 1.3 / 1.1),
+    ],
+)
+def test_the_factor_goes_by_the_rows_of_the_other_steps_too(rows: int, others: list[int], factor: float) -> None:
+    assert BESIDE.factor(rows, others) == pytest.approx(factor)
+
+
+@given(st.integers(1, 2000), st.lists(st.integers(1, 2000), max_size=4))
+def test_company_never_makes_a_step_faster(rows: int, others: list[int]) -> None:
+    assert BESIDE.factor(rows, others) >= 1.0
+
+
+def test_what_steps_do_to_each_other_comes_back_from_a_file_and_may_be_missing() -> None:
+    table = json.loads(json.dumps(replace(PROFILE, steps=BESIDE).to_json()))
+    assert Profile.from_json(table).steps == BESIDE
+    del table["steps"]["beside"]  # of an earlier calibration
+    assert Profile.from_json(table).steps == replace(BESIDE, beside=())
 
 
 def test_a_number_in_a_file_is_the_factor_of_steps_of_any_size() -> None:
     table = Profile.from_json(broken(steps={"slowdown": [1.0, 1.25]})).steps
-    assert table.factor(1, 2) == table.factor(500, 3) == 1.25
+    assert table.factor(1, [1]) == table.factor(500, [500, 1]) == 1.25
 
 
 def two_instances(gap: float, steps: StepTable | None = TABLE) -> Outcome:
@@ -114,6 +153,19 @@ def test_two_instances_that_compute_at_once_slow_each_other_down() -> None:
     assert answers(5.0) == pytest.approx([0.019, 0.019])
     # 1 ms alone, 18 ms at two thirds of the speed: 28 ms; the second one has its last millisecond alone again
     assert answers(0.001) == pytest.approx([0.028, 0.028])
+
+
+def test_a_step_slows_down_by_the_kind_of_the_other() -> None:
+    steps = replace(TABLE, beside=((1, ((1, 1.5), (10, 2.0))), (10, ((10, 1.5),))))
+    ends: list[float] = []
+    clock = SimClock()
+    machine = _SharedMachine(clock, steps)
+    for chunks in ([(10, 0)], [(1, 50)]):
+        result = StepResult(plan_of(*chunks), [1])
+        machine.compute(result.plan, 1, 0.0, lambda _: ends.append(clock.now), result)
+    clock.run()
+    # the decode's 10.5 ms take 1.5 times as long; the prompt runs at half its speed for that time, then at its own
+    assert ends == pytest.approx([0.01575, 0.01575 + 0.019 - 0.01575 / 2])
 
 
 @pytest.mark.parametrize(("num_workers", "ends"), [(1, 2.0), (2, 2.0), (4, 4.0), (5, 5.0)])
@@ -181,6 +233,9 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(steps={"slowdown": [0.5]}), "steps.slowdown: expected factors of at least 1"),
         (broken(steps={"slowdown": [1.0, [[8, 1.1], [1, 1.4]]]}), "steps.slowdown: expected counts that ascend"),
         (broken(steps={"slowdown": []}), "steps.slowdown: expected at least the factor of one instance"),
+        (broken(steps={"beside": [[4, [[1, 1.2]]], [1, [[1, 1.2]]]]}), "steps.beside: expected counts that ascend"),
+        (broken(steps={"beside": [[1, [[1, 0.9]]]]}), "steps.beside: expected factors of at least 1"),
+        (broken(steps={"beside": [[1, []]]}), "steps.beside: expected counts that ascend"),
         (broken(fetch_rate="fast"), "could not convert string to float"),
     ],
 )

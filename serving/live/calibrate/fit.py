@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from serving.cost.profile import Curve, Factors, StepTable
+from serving.cost.profile import Beside, Curve, Factors, StepTable
 from serving.cost.startup import StartupCosts
 from serving.live.calibrate.shapes import Shape, Shapes
 from serving.records import StageRecord
@@ -33,7 +33,9 @@ class Measurements:
     one_stage: dict[Shape, list[Seconds]] = field(default_factory=dict)
     """The same on an instance of one, by turns with those."""
     ratios: list[dict[Shape, list[float]]] = field(default_factory=list)
-    """Step times while two, three ... instances compute over those of one."""
+    """Step times while two, three ... instances compute the same over those of one."""
+    pairs: dict[tuple[Shape, Shape], list[float]] = field(default_factory=dict)
+    """Times of a step, the first, while an instance computes another, over those of one instance."""
     starts: list[dict[str, StageRecord]] = field(default_factory=list)
     """Stages of serial starts of one worker, by name."""
     engine_loads: list[StageRecord] = field(default_factory=list)
@@ -55,6 +57,7 @@ def step_table(found: Measurements) -> StepTable:
         pairs=0.0,
         hop=_hop(found),
         slowdown=_slowdown(found.ratios),
+        beside=_beside(found.pairs),
     )
     context, pairs = _attention(table, found.alone, found.shapes.in_context)
     return replace(table, context=context, pairs=pairs)
@@ -93,7 +96,7 @@ def pooled_variation(groups: Iterable[Sequence[Seconds]]) -> float:
 
 def predicted(table: StepTable, shape: Shape, num_stages: int = 1) -> Seconds:
     """What the table says of a step alone on the machine."""
-    return table.time(shape.plan(MODEL), num_stages, 1)
+    return table.time(shape.plan(MODEL), num_stages)
 
 
 def _curve(times: Times, shapes: Iterable[Shape]) -> Curve:
@@ -138,6 +141,14 @@ def _slowdown(ratios: Sequence[Mapping[Shape, Sequence[float]]]) -> tuple[Factor
             )
         )
     return tuple(factors)
+
+
+def _beside(pairs: Mapping[tuple[Shape, Shape], Sequence[float]]) -> Beside:
+    """Median ratios by the rows of the other step and of the step, none below 1."""
+    found: dict[int, dict[int, float]] = {}
+    for (shape, other), ratios in pairs.items():
+        found.setdefault(other.rows, {})[shape.rows] = max(1.0, statistics.median(ratios))
+    return tuple((rows, tuple(sorted(factors.items()))) for rows, factors in sorted(found.items()))
 
 
 def _duration(stage: StageRecord) -> Seconds:

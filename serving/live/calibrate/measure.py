@@ -10,11 +10,12 @@ from importlib.metadata import version
 from pathlib import Path
 from random import Random
 
-from serving.core.clock import FlowBody, spawn
+from serving.core.clock import FlowBody
 from serving.core.instance import Instance
 from serving.core.stages import Loader
 from serving.cost.profile import Profile
 from serving.live.calibrate.bench import KV_TOKENS, Bench, live_bench, serial_start, simulated_bench
+from serving.live.calibrate.contention import Contention
 from serving.live.calibrate.fit import Measurements, predicted, rate, startup_costs, step_table
 from serving.live.calibrate.shapes import Shape, Shapes
 from serving.live.checkpoint import Checkpoint
@@ -26,8 +27,6 @@ LONG: Seconds = 1.0
 BRISK: Seconds = 50 * ms
 """Steps below it are repeated more often, at no cost."""
 FIRST = Shape.prompt(32)
-CONTENDING = (Shape.decode(1), Shape.decode(4), Shape.decode(16), Shape.prompt(64))
-"""In order of rows: from what waits for memory to what computes."""
 HOPPING = (Shape.decode(1), Shape.decode(8), Shape.prompt(64))
 
 Tell = Callable[[str], None]
@@ -43,12 +42,14 @@ class Effort:
     """Workers that are then started together."""
     repeats: int = 5
     """Of each step, in an order of its own every time."""
-    busy_time: Seconds = 1.0
+    busy_time: Seconds = 0.5
     """For which instances compute at once, each time."""
+    rounds: int = 4
+    """Of what slows what down, each pair of steps once a round."""
     quick: bool = False
 
 
-QUICK = Effort(num_starts=2, num_at_once=2, repeats=3, busy_time=0.1, quick=True)
+QUICK = Effort(num_starts=2, num_at_once=2, repeats=3, busy_time=0.1, rounds=1, quick=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,7 +133,7 @@ class Measuring:
         yield from self.bench.retire(instances[self.options.num_instances :])
         instances = instances[: self.options.num_instances]
         yield from self._steps(instances[0])
-        yield from self._contention(instances)
+        yield from Contention(self.bench, effort.busy_time, effort.rounds, self.found, self.tell).everything(instances)
         if two_stages:
             self.tell("steps of two stages")
             yield from self._two_stages(instances[0])
@@ -187,34 +188,6 @@ class Measuring:
             for _ in range(3 if took < BRISK else 0):  # the first may suffer from what another shape left behind
                 again.append((yield from self.bench.step(instance, shape)))
             times.setdefault(shape, []).append(statistics.median(again) if again else took)
-
-    def _contention(self, instances: list[Instance]) -> FlowBody:
-        """Step times of some instances at once over those of one alone, which comes before and after."""
-        for number in range(2, len(instances) + 1):
-            self.tell(f"{number} instances at once")
-            ratios: dict[Shape, list[float]] = {shape: [] for shape in CONTENDING}
-            for shape in CONTENDING * (1 if self.options.effort.quick else 3):
-                before = yield from self._busy(instances[:1], shape)
-                together = yield from self._busy(instances[:number], shape)
-                after = yield from self._busy(instances[:1], shape)
-                ratios[shape].append(2 * together / (before + after))
-            self.found.ratios.append(ratios)
-
-    def _busy(self, instances: list[Instance], shape: Shape) -> FlowBody:
-        """Mean step time of instances that compute side by side."""
-        ends_at = self.bench.clock.now + self.options.effort.busy_time
-        times: list[Seconds] = []
-
-        def loop(instance: Instance) -> FlowBody:
-            while True:
-                took = yield from self.bench.step(instance, shape)
-                if self.bench.clock.now > ends_at and times:
-                    return
-                times.append(took)
-
-        flows = [spawn(self.bench.clock, loop(instance)) for instance in instances]
-        yield from flows
-        return statistics.fmean(times)
 
     def _two_stages(self, whole: Instance) -> FlowBody:
         """By turns on an instance of two stages and on one of one, which has the same neighbours."""
