@@ -8,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from aebench.errors import SpecError, near_misses
 from aebench.toml_files import ExperimentFile, expectation, shown
+from aebench.workload_tables import Lengths, Workload
 from serving.policies import SYSTEMS, configured
 
 
@@ -47,25 +48,86 @@ def _check_knobs(source: str, where: str, what: str, config: Any, changes: Mappi
             raise SpecError(source, f"{where}.{key}", message) from error
 
 
-def check_open_loop(file: ExperimentFile, source: str) -> None:
-    """An open loop says how requests arrive and how long they are, each kind with its own numbers."""
+def check_workload(file: ExperimentFile, source: str) -> None:
+    """The workload has what its kind needs: an open loop says how requests arrive and how long they are, serverless
+    traffic when which model is asked and what each application's requests are like."""
     workload = file.workload
-    if workload.kind != "open_loop":
-        return
+    if workload.kind == "open_loop":
+        _check_open_loop(workload, source)
+    elif workload.kind == "serverless":
+        _check_serverless(file, source)
+
+
+def _check_open_loop(workload: Workload, source: str) -> None:
     if workload.arrivals is None:
         raise SpecError(source, "workload.arrivals", "missing: an open loop needs it")
     needs = {"poisson": ("rate",), "gamma": ("rate", "cv"), "fixed": ("gap",), "trace": ("file",)}
     _require(source, "workload.arrivals", workload.arrivals, needs)
     if workload.arrivals.kind == "trace":
         return
-    needs = {"fixed": ("tokens",), "lognormal": ("median", "sigma"), "empirical": ("values",)}
     for name, table in (("prompt", workload.prompt), ("output", workload.output)):
         if table is None:
             raise SpecError(source, f"workload.{name}", "missing: an open loop needs it")
-        _require(source, f"workload.{name}", table, needs)
+        _check_lengths(source, f"workload.{name}", table)
+
+
+def _check_serverless(file: ExperimentFile, source: str) -> None:
+    workload, trace = file.workload, file.workload.trace
+    if trace is None:
+        raise SpecError(source, "workload.trace", "missing: serverless traffic needs it")
+    _require(source, "workload.trace", trace, {"synthetic": ("rate",), "file": ("file",)})
+    if trace.kind == "file":
+        return
+    if trace.num_invocations < trace.num_functions:
+        message = f"expected at least one a function, {trace.num_functions}, got {trace.num_invocations}"
+        raise SpecError(source, "workload.trace.num_invocations", message)
+    if workload.duration is None:
+        raise SpecError(source, "workload.duration", "missing: serverless traffic needs it, in seconds")
+    if workload.duration > trace.compressed * (1 + 1e-9):
+        message = f"expected at most {trace.compressed:g}, which is trace.days compressed, got {workload.duration:g}"
+        raise SpecError(source, "workload.duration", message)
+    for name, table in workload.applications.items():
+        _check_lengths(source, f"workload.applications.{name}.prompt", table.prompt)
+        _check_lengths(source, f"workload.applications.{name}.output", table.output)
+    for name, deployment in file.deployments.items():
+        where = f"deployments.{name}.application"
+        if deployment.application is None:
+            raise SpecError(source, where, "missing: serverless traffic needs it")
+        check_name(source, where, "application", deployment.application, workload.applications)
+    _check_shares(workload, source)
+
+
+def _check_shares(workload: Workload, source: str) -> None:
+    shares = [table.share for table in workload.applications.values()]
+    said = [share for share in shares if share is not None]
+    if said and (len(said) < len(shares) or abs(sum(said) - 1) > 1e-6):
+        got = ", ".join("none" if share is None else f"{share:g}" for share in shares)
+        raise SpecError(
+            source, "workload.applications", f"expected a share of each that add up to 1, or none, got {got}"
+        )
+
+
+def _check_lengths(source: str, where: str, table: Lengths) -> None:
+    needs = {"fixed": ("tokens",), "lognormal": ("sigma",), "empirical": ("values",)}
+    _require(source, where, table, needs)
+    if table.kind == "lognormal" and (table.median is None) == (table.mean is None):
+        both = "one of median and mean" if table.median is None else "median or mean, not both"
+        raise SpecError(source, where, f"kind = 'lognormal' needs {both}")
 
 
 def _require(source: str, where: str, table: Any, needs: Mapping[str, Sequence[str]]) -> None:
     for key in needs[table.kind]:
         if getattr(table, key) is None:
             raise SpecError(source, f"{where}.{key}", f"missing: kind = {table.kind!r} needs it")
+
+
+def check_breakdown(file: ExperimentFile, source: str) -> None:
+    """A breakdown's columns are free, and every deployed model has an application."""
+    if not file.measure.breakdown:
+        return
+    for key in ("application", "model"):
+        if key in file.grid:
+            raise SpecError(source, f"grid.{key}", f"the tables of measure.breakdown have a column {key} of their own")
+    for model, table in file.deployments.items():
+        if table.application is None:
+            raise SpecError(source, f"deployments.{model}.application", "missing: measure.breakdown needs it")
