@@ -61,6 +61,14 @@ SYSTEMS: dict[str, System] = {
             summary="pipeline group of up to 4 workers, overlap inside each, network-aware placement",
         ),
         System(
+            name="hydraserve_with_cache",
+            config=HydraServeConfig(sizing="adaptive", cache=True),
+            controller=HydraServe,
+            scheduler=_batching,
+            exclusive_gpus=False,
+            summary="HydraServe, with the weights of single workers kept in host memory",
+        ),
+        System(
             name="fixed_instances",
             config=FixedInstancesConfig(),
             controller=FixedInstances,

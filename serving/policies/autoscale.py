@@ -36,12 +36,15 @@ def oldest_wait(model: str, cluster: Cluster) -> Seconds:
     return cluster.now - queue[0].arrived_at if queue else 0.0
 
 
-def retire_idle(cluster: Cluster, grace_period: Seconds) -> list[Action]:
-    """Instances that have been idle for longer than the grace period and have no held sequence to wake up for."""
+def retire_idle(cluster: Cluster, grace_period: Seconds) -> list[Retire]:
+    """Instances that have been idle for longer than the grace period and have no held sequence to wake up for. One that
+    becomes several stays until they are there, and one that shares its process until it has it alone."""
     return [
         Retire(instance=instance)
         for instance in cluster.instances
         if instance.idle_since is not None
         and cluster.now - instance.idle_since > grace_period
+        and instance.num_becoming < 2
+        and instance.neighbour is None
         and not cluster.num_held(instance.model)
     ]

@@ -40,11 +40,15 @@ class ContinuousBatching:
         plan = StepPlan()
         if self._chunked:
             self._continue(instance, pool, plan)
+            decoding = len(plan.sequences)
             self._admit(instance, pool, plan)
+            if decoding == len(plan.sequences):
+                _foresee(instance, pool, plan)
             return plan
         self._admit(instance, pool, plan)
         if not plan:
             self._continue(instance, pool, plan)
+            _foresee(instance, pool, plan)
         return plan
 
     def _continue(self, instance: Instance, pool: BlockPool, plan: StepPlan) -> None:
@@ -55,8 +59,10 @@ class ContinuousBatching:
         left, context_tokens = instance.max_step_tokens, 0
         sequences, counts = plan.sequences, plan.num_tokens
         for sequence in instance.running:
-            if left <= 0:
+            if left <= 0 or len(sequences) == instance.max_batch:
                 break
+            if sequence.in_flight:
+                continue
             num_computed = sequence.num_computed
             target = sequence.num_tokens
             num_tokens = target - num_computed
@@ -77,14 +83,17 @@ class ContinuousBatching:
         plan.total_tokens = instance.max_step_tokens - left
 
     def _grow(self, instance: Instance, pool: BlockPool, sequence: Sequence, target: Tokens) -> bool:
-        """Find blocks for the sequence, preempting the youngest; False when it was the youngest itself."""
+        """Find blocks for the sequence, preempting the youngest; False when it was the youngest itself, or has to wait
+        until a step of a younger one has ended: else two could drop each other's blocks for ever."""
         while not pool.can_extend(sequence, target):
-            victim = instance.running[-1]
-            if victim is sequence and len(instance.running) == 1:
+            victim = next(running for running in reversed(instance.running) if not running.in_flight)
+            if victim is sequence and len(instance.running) == 1 and instance.neighbour is None:
                 raise RuntimeError(
                     f"sequence {sequence.request.request_id} alone needs {pool.blocks_for(target)} KV blocks, "
                     f"instance {instance.instance_id} has {pool.num_blocks}"
                 )
+            if victim is sequence is not instance.running[-1]:
+                return False
             instance.preempt(victim)
             if victim is sequence:
                 return False
@@ -96,6 +105,8 @@ class ContinuousBatching:
         reserve = int(self._watermark * pool.num_blocks)
         budget = instance.max_step_tokens - plan.total_tokens
         while instance.waiting and budget > 0 and len(instance.running) < instance.max_sequences:
+            if len(plan.sequences) == instance.max_batch:
+                break
             sequence = instance.waiting[0]
             num_tokens = sequence.num_tokens
             if num_tokens > budget:
@@ -111,3 +122,24 @@ class ContinuousBatching:
             plan.add(sequence, num_tokens)
             plan.ends_in_chunk = is_chunk
             budget -= num_tokens
+
+
+def _foresee(instance: Instance, pool: BlockPool, plan: StepPlan) -> None:
+    """Say how often a step in which every running sequence decodes repeats: until the first has its last token, as long
+    as blocks last. Who waits now will wait as long, since no seat and no block gets free."""
+    if plan.ends_in_chunk or not 0 < len(plan.sequences) == plan.total_tokens == len(instance.running):
+        return
+    repeats = min(sequence.final_tokens - sequence.num_tokens for sequence in plan.sequences)
+    while repeats > 1 and _missing(pool, plan, repeats) > pool.num_free:
+        repeats //= 2
+    plan.repeats = max(1, repeats)
+
+
+def _missing(pool: BlockPool, plan: StepPlan, num_steps: int) -> int:
+    """Blocks that so many decode steps take beyond those that the sequences hold."""
+    missing = 0
+    for sequence in plan.sequences:
+        more = sequence.num_computed + num_steps - sequence.capacity
+        if more > 0:
+            missing += pool.blocks_for(more)
+    return missing

@@ -54,33 +54,39 @@ class ServerlessVllm:
 
     def on_arrival(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Hand out, and start what is missing."""
-        return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
+        return self._scale(sequence.request.model, cluster)
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
         """Hand out."""
-        return self._scale(instance.model, cluster, FreeMemory.of(cluster))
+        return self._scale(instance.model, cluster)
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Hand out the free seat."""
-        return self._scale(sequence.request.model, cluster, FreeMemory.of(cluster))
+        return self._scale(sequence.request.model, cluster)
 
     def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
         """Hand out the free seats, and start what is missing again."""
         del lost
-        return self._scale(model, cluster, FreeMemory.of(cluster))
+        return self._scale(model, cluster)
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Retire the idle; retry models whose sequences found no room."""
-        actions = retire_idle(cluster, self.config.grace_period)
-        free = FreeMemory.of(cluster)
-        for model in cluster.models_held():
+        retired = retire_idle(cluster, self.config.grace_period)
+        actions: list[Action] = [*retired]
+        held = cluster.models_held()
+        free = FreeMemory.of(cluster, (action.instance for action in retired)) if held else None
+        for model in held:
             actions += self._scale(model, cluster, free)
         return actions
 
-    def _scale(self, model: str, cluster: Cluster, free: FreeMemory) -> list[Action]:
+    def _scale(self, model: str, cluster: Cluster, free: FreeMemory | None = None) -> list[Action]:
         actions = hand_out(model, cluster)
+        wanted = workers_wanted(model, cluster, len(actions), self.config.batch_size)
+        if not wanted:
+            return actions
+        free = free or FreeMemory.of(cluster)
         need = slice_size(cluster.deployments[model].size, self.config.kv_reserve)
-        for _ in range(workers_wanted(model, cluster, len(actions), self.config.batch_size)):
+        for _ in range(wanted):
             server = next((server for server in cluster.servers if free.fits(server, need)), None)
             if server is None:
                 break

@@ -85,7 +85,7 @@ class ServerlessLLM:
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Load balancer, then autoscaler: at most one new instance per model."""
-        actions = retire_idle(cluster, self.config.grace_period)
+        actions: list[Action] = [*retire_idle(cluster, self.config.grace_period)]
         taken: list[Server] = []
         for model in cluster.models_held():
             actions += hand_out(model, cluster)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from serving.policies.bandwidth import Bandwidth, Nic
 from serving.units import GB
-from tests.build import make_cluster
+from tests.build import make_cluster, make_workers
 
 
 def test_an_idle_nic_offers_all_of_its_rate() -> None:
@@ -94,3 +94,40 @@ def test_bytes_believed_to_be_moved_never_exceed_the_nic_and_fill_it_while_claim
     assert 0 <= before <= total
     assert before - after == pytest.approx(min(before, 2 * GB * wait), abs=1e3)
     assert offered in (0.0, 2 * GB / (len(nic.running) + 1))
+
+
+def test_a_background_fetch_closes_its_server_until_it_has_ended() -> None:
+    cluster = make_cluster()
+    book = Bandwidth()
+    network = book.network(cluster)
+    worker = make_workers(cluster)[0]
+    assert network.open_for_rest(worker, 6 * GB)
+    assert book.nic(worker.server).available(cluster.now) == 0.0
+    assert not network.open_for_rest(worker, 6 * GB)  # nor may another one begin
+    network.close_rest(worker)
+    assert book.nic(worker.server).available(cluster.now) == 2 * GB
+
+
+def test_kv_moves_only_between_servers_that_fetch_nothing_and_keeps_fetches_away() -> None:
+    cluster = make_cluster()
+    book = Bandwidth()
+    network = book.network(cluster)
+    servers = cluster.servers[:2]
+    book.nic(servers[1]).claim(0.0, "a", 2 * GB, slo=100.0)
+    assert not network.take_alone(servers)
+    book.nic(servers[1]).release(0.0, "a")
+    assert network.take_alone(servers)
+    assert not network.take_alone(servers[:1])
+    assert [server for server, _ in book.ranked(cluster)] == list(cluster.servers[2:])
+    network.give_back(servers)
+    assert len(book.ranked(cluster)) == 4
+
+
+def test_without_minding_contention_every_server_is_open_at_its_full_rate() -> None:
+    cluster = make_cluster()
+    book = Bandwidth(minds_contention=False)
+    book.nic(cluster.servers[0]).claim(0.0, "a", 200 * GB, slo=1.0)
+    assert {rate for _, rate in book.ranked(cluster)} == {2 * GB}
+    network = book.network(cluster)
+    assert network.take_alone(cluster.servers)
+    assert network.open_for_rest(make_workers(cluster)[0], 6 * GB)
