@@ -17,9 +17,10 @@ from measure import Rate, best_time
 
 from serving.core.clock import SimClock
 from serving.core.hardware import GPU, Link, Memory, Server, StorageServer
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.kv import BlockPool
 from serving.core.request import Request, Sequence
+from serving.core.worker import Worker
 from serving.cost.memory import BLOCK_SIZE
 from serving.cost.models import MODELS
 from serving.cost.startup import StartupCosts
@@ -69,7 +70,7 @@ def _worker() -> Worker:
         downlink=Link("down", rate),
         uplink=Link("up", rate),
         host_memory=Memory("dram", 100 * GB),
-        store=StorageServer("store0", rate, Link("store0/up", rate)),
+        stores=(StorageServer("store0", rate, Link("store0/up", rate)),),
         exclusive=True,
     )
     layers = range(MODELS[MODEL].num_layers)

@@ -18,7 +18,7 @@ from measure import Rate, best_time
 
 from serving.core.clock import FlowBody, SimClock, spawn
 from serving.core.hardware import Link
-from serving.sim.transport import FairShare
+from serving.sim.fair_share import FairShare
 from serving.units import GB, MB, Gbps
 
 if TYPE_CHECKING:

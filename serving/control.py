@@ -5,16 +5,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serving.core.actions import Action, Dispatch, Launch, Retire
+from serving.core.actions import Action, Consolidate, Dispatch, Launch, Retire
 from serving.core.clock import Flow, Signal, spawn
 from serving.core.cluster import Cluster
-from serving.core.instance import Instance, Phase, Worker
-from serving.core.kv import BlockPool
+from serving.core.instance import Instance, Phase
 from serving.core.ports import Backend, Controller, Scheduler
 from serving.core.request import Request, Sequence, State
-from serving.cost.memory import BLOCK_SIZE, POD_OVERHEAD
+from serving.core.worker import Worker
+from serving.diagnosis import about_workers, reason_to_refuse, standstill
+from serving.instances import Instances
 from serving.mechanisms.coldstart import ColdStart
-from serving.records import DecisionRecord, Record, StageRecord
+from serving.mechanisms.consolidation import Consolidation
+from serving.records import DecisionRecord, PauseRecord, Record, StageRecord
 from serving.units import GB, Seconds
 
 MAX_LOSSES = 3
@@ -37,14 +39,24 @@ class Control:
     patience: Seconds = 3600.0
     """A run without progress for so long, though requests are unanswered, is ended. Progress: a request arrives, gains
     a token or leaves; a stage of a cold start ends; an instance becomes ready."""
-    num_launched: int = 0
     draining: bool = False
     """The workload has sent its last request."""
     _unfinished: dict[Sequence, Signal] = field(default_factory=dict)
     _progress_at: Seconds = 0.0
     _starts: dict[Instance, Flow] = field(default_factory=dict)
+    _consolidations: dict[Instance, Flow] = field(default_factory=dict)
+    """By the pipeline."""
+    _instances: Instances = field(init=False)
     _failed_starts: dict[str, int] = field(default_factory=dict)
     """Per model, starts that failed since the last one that did not."""
+
+    def __post_init__(self) -> None:
+        self._instances = Instances(self.cluster, self.scheduler, self.backend, self.record, self._finish)
+
+    @property
+    def num_launched(self) -> int:
+        """Instances so far, with those that came of a consolidation."""
+        return self._instances.num_made
 
     def start(self) -> None:
         """Begin to call the Controller at its interval."""
@@ -80,9 +92,11 @@ class Control:
         if instance.phase is Phase.STARTING:
             self._failed_starts[instance.model] = self._failed_starts.get(instance.model, 0) + 1
             self._starts.pop(instance).cancel()
-        lost = instance.lose()
-        self._take_away(instance)
-        self.record(self._about_workers(self._decision("loss", "lose", reason, instance), instance))
+        self.record(about_workers(self._decision("loss", "lose", reason, instance), instance))
+        lost: list[Sequence] = []
+        for member in self._stop_consolidating(instance):
+            lost += member.lose()
+            self._instances.take_away(member)
         queue = self.cluster.held.setdefault(instance.model, deque())
         for sequence in reversed(lost):
             sequence.state, sequence.instance = State.HELD, None
@@ -96,7 +110,8 @@ class Control:
         self._carry_out("loss", self.controller.on_change(instance.model, self.cluster, instance))
 
     def close(self) -> None:
-        """Write the records of requests that were never answered."""
+        """Write the records of requests that were never answered, and of the workers that still run."""
+        self._instances.close()
         for sequence in self._unfinished:
             self.record(sequence.record())
 
@@ -111,7 +126,7 @@ class Control:
         del started  # the flow's return value, which is None
         del self._starts[instance]
         self._failed_starts.pop(instance.model, None)
-        instance.open(BlockPool(self.backend.provisioner.num_blocks(instance), BLOCK_SIZE))
+        self._instances.open(instance)
         self._progress_at = self.backend.clock.now
         self._carry_out("ready", self.controller.on_ready(instance, self.cluster))
 
@@ -128,6 +143,8 @@ class Control:
                     decision = self._dispatch(hook, action)
                 case Launch():
                     decision = self._launch(hook, action)
+                case Consolidate():
+                    decision = self._consolidate(hook, action)
                 case Retire():
                     decision = self._retire(hook, action)
             self.record(decision)
@@ -135,7 +152,7 @@ class Control:
     def _dispatch(self, hook: str, action: Dispatch) -> DecisionRecord:
         sequence, instance = action.sequence, action.instance
         self.cluster.held[sequence.request.model].remove(sequence)
-        reason = _reason_to_refuse(sequence, instance)
+        reason = reason_to_refuse(sequence, instance)
         if reason is not None:
             return self._refusal(hook, sequence, instance, reason)
         sequence.dispatched_at = self.backend.clock.now
@@ -164,14 +181,56 @@ class Control:
         return sequence.num_losses >= MAX_LOSSES or in_vain
 
     def _launch(self, hook: str, action: Launch) -> DecisionRecord:
-        instance = self._new_instance(action)
-        self.cluster.instances.append(instance)
+        instance = self._instances.launch(action)
         start = self._starts[instance] = self._cold_start(instance, action)
         start.done.wait(lambda value: self._ready(instance, value))
         where = ", ".join(f"{w.gpu.name} {w.memory / GB:.0f} GB" for w in instance.workers)
         detail = f"instance {instance.instance_id} of {action.model} on {where}"
-        decision = self._about_workers(self._decision(hook, "launch", detail, instance), instance)
+        decision = about_workers(self._decision(hook, "launch", detail, instance), instance)
         return replace(decision, from_cache=all(worker.from_cache for worker in instance.workers))
+
+    def _consolidate(self, hook: str, action: Consolidate) -> DecisionRecord:
+        group = action.instance
+        consolidation = Consolidation(action, self.backend, self)
+        group.num_becoming = len(consolidation.kept)
+        if group.phase is not Phase.READY or group in self._consolidations or not group.num_becoming:
+            raise RuntimeError(f"instance {group.instance_id} cannot consolidate: it is {group.phase.value}, or does")
+        self._consolidations[group] = spawn(self.backend.clock, consolidation.run())
+        detail = f"instance {group.instance_id} of {group.model}, {len(group.workers)} to {group.num_becoming} workers"
+        return about_workers(self._decision(hook, "consolidate", detail, group), group)
+
+    def whole_of(self, group: Instance, worker: Worker, max_sequences: int) -> Instance:
+        """Of a consolidation: what one of its workers becomes."""
+        return self._instances.whole_of(group, worker, max_sequences)
+
+    def opened(self, whole: Instance) -> None:
+        """Of a consolidation: a pipeline's heir takes sequences."""
+        self._progress_at = self.backend.clock.now
+        self._carry_out("consolidation", self.controller.on_change(whole.model, self.cluster, None))
+
+    def switched(self, group: Instance, wholes: list[Instance]) -> None:
+        """Of a consolidation: it is over; memory and seats are free."""
+        del self._consolidations[group]
+        group.phase = Phase.RETIRED
+        self._instances.switch(group, wholes)
+        self.opened(wholes[0])
+
+    def note(self, record: StageRecord | PauseRecord) -> None:
+        """Something has ended that takes time."""
+        self._progress_at = self.backend.clock.now
+        self.record(record)
+
+    def _stop_consolidating(self, instance: Instance) -> list[Instance]:
+        """The instance and, where it is part of a consolidation, which ends, all that stand on the same processes;
+        those with the older sequences first."""
+        pair = [one for one in (instance, instance.neighbour) if one is not None]
+        pair.sort(key=lambda one: not one.closed)
+        for one in pair:
+            flow = self._consolidations.pop(one, None)
+            if flow is not None:
+                flow.cancel()
+                one.num_becoming = 0
+        return pair
 
     def _decision(self, hook: str, action: str, detail: str, instance: Instance) -> DecisionRecord:
         """What was decided now about an instance."""
@@ -184,117 +243,39 @@ class Control:
             model=instance.model,
         )
 
-    def _about_workers(self, decision: DecisionRecord, instance: Instance) -> DecisionRecord:
-        return replace(
-            decision,
-            servers=tuple(worker.server.name for worker in instance.workers),
-            memory=tuple(worker.memory for worker in instance.workers),
-        )
-
-    def _new_instance(self, action: Launch) -> Instance:
-        """The launch's instance, its memory claimed."""
-        workers = self._workers(action)
-        for worker in workers:
-            worker.gpu.memory.claim(worker, worker.memory)
-            worker.server.host_memory.claim(worker, worker.memory + POD_OVERHEAD)
-        instance = Instance(
-            instance_id=self.num_launched,
-            model=action.model,
-            spec=self.cluster.deployments[action.model].spec,
-            workers=workers,
-            max_sequences=action.max_sequences,
-            max_step_tokens=action.max_step_tokens,
-            clock=self.backend.clock,
-            scheduler=self.scheduler,
-            executor=self.backend.executor,
-            on_finish=self._finish,
-        )
-        self.num_launched += 1
-        return instance
-
     def _cold_start(self, instance: Instance, action: Launch) -> Flow:
         start = ColdStart(
             instance=instance,
             graph=action.graph,
             backend=self.backend,
-            record=self._stage_ended,
+            record=self.note,
             keep_in_host_memory=action.keep_in_host_memory,
         )
         return spawn(self.backend.clock, start.run())
 
-    def _stage_ended(self, stage: StageRecord) -> None:
-        self._progress_at = self.backend.clock.now
-        self.record(stage)
-
-    def _workers(self, action: Launch) -> tuple[Worker, ...]:
-        model = self.cluster.deployments[action.model].spec
-        return tuple(
-            Worker(
-                rank=rank,
-                server=placement.server,
-                gpu=placement.gpu,
-                memory=placement.memory,
-                layers=layers,
-                tensors=model.stage_tensors(layers),
-                from_cache=placement.from_cache,
-            )
-            for rank, (placement, layers) in enumerate(
-                zip(action.placements, model.split(len(action.placements)), strict=True)
-            )
-        )
-
     def _retire(self, hook: str, action: Retire) -> DecisionRecord:
         instance = action.instance
-        if instance.phase is not Phase.READY or instance.num_sequences:
+        if instance.phase is not Phase.READY or instance.num_sequences or instance.neighbour is not None:
             raise RuntimeError(
                 f"instance {instance.instance_id} cannot retire: it is {instance.phase.value} "
-                f"with {instance.num_sequences} sequences"
+                f"with {instance.num_sequences} sequences, or shares its process"
             )
+        self._stop_consolidating(instance)
         instance.phase = Phase.RETIRED
-        self._take_away(instance)
+        self._instances.take_away(instance)
         detail = f"instance {instance.instance_id} of {instance.model}"
-        return self._about_workers(self._decision(hook, "retire", detail, instance), instance)
-
-    def _take_away(self, instance: Instance) -> None:
-        """End its processes and give its memory back."""
-        self.backend.provisioner.stop(instance)
-        for worker in instance.workers:
-            worker.gpu.memory.release(worker)
-            worker.server.host_memory.release(worker)
-        self.cluster.instances.remove(instance)
+        return about_workers(self._decision(hook, "retire", detail, instance), instance)
 
     def _check_progress(self) -> None:
         """Tokens are looked at only when nothing else was progress for too long: each tells when it came."""
         now = self.backend.clock.now
         if not self._unfinished or now - self._progress_at <= self.patience:
             return
+        for instance in self.cluster.instances:
+            instance.settle()
         last_tokens = (sequence.token_times[-1] for sequence in self._unfinished if sequence.token_times)
         self._progress_at = max(self._progress_at, max(last_tokens, default=0.0))
         if now - self._progress_at > self.patience:
             raise NoProgress(
-                f"no request moved between t={self._progress_at:.1f} and t={now:.1f} s: {_standstill(self.cluster)}"
+                f"no request moved between t={self._progress_at:.1f} and t={now:.1f} s: {standstill(self.cluster)}"
             )
-
-
-def _reason_to_refuse(sequence: Sequence, instance: Instance) -> str | None:
-    """Why the instance can never hold the sequence to its end; None: it can, or is not ready and says so itself."""
-    if instance.pool is None:
-        return None
-    room = instance.pool.num_blocks * instance.pool.block_size
-    if sequence.final_tokens <= room:
-        return None
-    return (
-        f"request {sequence.request.request_id} of {sequence.final_tokens} prompt and output tokens, "
-        f"instance {instance.instance_id} has KV memory for {room}"
-    )
-
-
-def _standstill(cluster: Cluster) -> str:
-    """What is held, what memory is free, and what each instance has."""
-    held = ", ".join(f"{len(queue)} of {model}" for model, queue in cluster.held.items() if queue)
-    free = ", ".join(f"{gpu.name} {gpu.memory.free / GB:.0f} GB" for s in cluster.servers for gpu in s.gpus)
-    instances = ", ".join(
-        f"{i.instance_id} of {i.model} {i.phase.value} with {len(i.waiting)} waiting and {len(i.running)} running"
-        for i in cluster.instances
-    )
-    return f"held {held or 'none'}; free {free}; instances {instances or 'none'}"

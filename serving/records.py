@@ -37,9 +37,21 @@ class RequestRecord:
     """ITL of each token after the first, in order."""
 
 
+CONSOLIDATION_STAGES = (
+    "await network",
+    "background fetch",
+    "background load",
+    "await exclusive",
+    "kv migration",
+    "consolidation",
+)
+"""Stages that are not of a cold start: a pipeline's worker gets the rest of the model while it serves. The last is all
+of it, from the decision to the switch."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRecord:
-    """One stage of one worker's cold start."""
+    """One stage of one worker's cold start, or of its way from a pipeline stage to the whole model."""
 
     kind: ClassVar[str] = "stage"
 
@@ -64,7 +76,8 @@ class DecisionRecord:
     at: Seconds
     hook: str
     action: str
-    """``launch``, ``dispatch``, ``retire``; ``refuse``: a sequence was given up; ``lose``: an instance died."""
+    """``launch``, ``dispatch``, ``consolidate``, ``retire``; ``refuse``: a sequence was given up; ``lose``: an instance
+    died."""
     detail: str
     """The action in words, or the reason of a refusal."""
     request_id: int | None = None
@@ -78,7 +91,44 @@ class DecisionRecord:
     """Of a launch: whether no worker was meant to fetch its weights."""
 
 
-Record = RequestRecord | StageRecord | DecisionRecord
-RECORD_TYPES: dict[str, type[RequestRecord] | type[StageRecord] | type[DecisionRecord]] = {
-    record.kind: record for record in (RequestRecord, StageRecord, DecisionRecord)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """One worker process of an instance, written when it ends, becomes another instance's, or the run ends."""
+
+    kind: ClassVar[str] = "worker"
+
+    instance: int
+    rank: int
+    model: str
+    server: str
+    gpu: str
+    memory: Bytes
+    """GPU memory that was planned, which is what is billed; what it was topped up with is not in it."""
+    started_at: Seconds
+    ready_at: Seconds | None
+    """When its instance could serve; None: never."""
+    last_busy_at: Seconds | None
+    """When its instance last held a sequence; None: it never held one."""
+    ended_at: Seconds | None
+    """None: the run ended first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseRecord:
+    """A running sequence that was not computed while its KV moved."""
+
+    kind: ClassVar[str] = "pause"
+
+    request_id: int
+    instance: int
+    paused_at: Seconds
+    resumed_at: Seconds
+    num_bytes: Bytes
+    """Of its KV that moved."""
+    reason: str
+
+
+Record = RequestRecord | StageRecord | DecisionRecord | WorkerRecord | PauseRecord
+RECORD_TYPES: dict[str, type[Record]] = {
+    record.kind: record for record in (RequestRecord, StageRecord, DecisionRecord, WorkerRecord, PauseRecord)
 }

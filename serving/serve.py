@@ -10,8 +10,9 @@ from serving.core.ports import Backend, System
 from serving.cost.profile import StepTable
 from serving.records import Record
 from serving.sim.executor import SimExecutor
+from serving.sim.processors import Processors
 from serving.sim.provisioner import SimProvisioner
-from serving.sim.transport import Processors, SimTransport
+from serving.sim.transport import SimTransport
 from serving.testbed import Testbed, build_inventory, isolation
 from serving.workload.clients import Client
 

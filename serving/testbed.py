@@ -1,6 +1,8 @@
 """Testbed: the machines of an experiment as a spec, and the Inventory built from it."""
 
 from dataclasses import dataclass
+from math import ceil
+from typing import Literal
 
 from serving.core.hardware import GPU, HostCache, Inventory, Link, Memory, Server, StorageServer
 from serving.cost.startup import StartupCosts
@@ -27,6 +29,11 @@ class ServerKind:
     """Host memory set aside for weights that stay; 0: none."""
 
 
+Assignment = Literal["largest", "best_fit"]
+"""Which storage server a server fetches from: the one with the most bandwidth left, or the one with the least that is
+enough (HydraServe sheet, section 2.3: LARGEST=1 and without)."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Testbed:
     """Counts of machines; servers take storage servers in turn, so that NICs add up on both sides."""
@@ -38,6 +45,7 @@ class Testbed:
     store_nic_rate: BytesPerSecond
     exclusive: bool
     """Whether GPUs are lent whole; see ``isolation``."""
+    assignment: Assignment = "largest"
 
     @property
     def startup(self) -> dict[str, StartupCosts]:
@@ -60,20 +68,38 @@ def build_inventory(testbed: Testbed) -> Inventory:
     servers = []
     for kind, count in testbed.servers:
         for i in range(count):
-            store = assign_store(kind.nic_rate, left)
-            servers.append(_server(kind, f"{kind.name}-{i}", store, testbed.exclusive))
+            chosen = assign_stores(kind.nic_rate, left, testbed.assignment)
+            servers.append(_server(kind, f"{kind.name}-{i}", chosen, testbed.exclusive))
     return Inventory(tuple(servers), stores)
 
 
-def assign_store(nic_rate: BytesPerSecond, left: dict[StorageServer, BytesPerSecond]) -> StorageServer:
-    """The storage server with the most bandwidth left, which is then less (HydraServe sheet, section 2.3,
-    LARGEST=1 as in Figure 7)."""
-    store = max(left, key=lambda candidate: left[candidate])
-    left[store] -= nic_rate
-    return store
+def assign_stores(
+    nic_rate: BytesPerSecond, left: dict[StorageServer, BytesPerSecond], assignment: Assignment
+) -> tuple[StorageServer, ...]:
+    """The storage servers that a server with this NIC fetches from, whose bandwidth left is then less. A server wider
+    than any of them takes equal shares from as many as make up its width (sheet, section 2.3: halves from two)."""
+    num_shares = min(ceil(nic_rate / max(store.nic_rate for store in left)), len(left))
+    share = nic_rate / num_shares
+    chosen: list[StorageServer] = []
+    for _ in range(num_shares):
+        free = {store: rate for store, rate in left.items() if store not in chosen}
+        store = _store_for(share, free, assignment)
+        left[store] -= share
+        chosen.append(store)
+    return tuple(chosen)
 
 
-def _server(kind: ServerKind, name: str, store: StorageServer, exclusive: bool) -> Server:
+def _store_for(
+    rate: BytesPerSecond, left: dict[StorageServer, BytesPerSecond], assignment: Assignment
+) -> StorageServer:
+    """The store of the rule; where none has enough left, the one with the most."""
+    enough = [store for store in left if left[store] >= rate]
+    if assignment == "best_fit" and enough:
+        return min(enough, key=lambda store: left[store])
+    return max(left, key=lambda store: left[store])
+
+
+def _server(kind: ServerKind, name: str, stores: tuple[StorageServer, ...], exclusive: bool) -> Server:
     gpus = tuple(
         GPU(
             name=f"{name}/gpu{i}",
@@ -91,7 +117,7 @@ def _server(kind: ServerKind, name: str, store: StorageServer, exclusive: bool) 
         downlink=Link(f"{name}/down", kind.fetch_rate),
         uplink=Link(f"{name}/up", kind.nic_rate),
         host_memory=Memory(f"{name}/dram", kind.dram - kind.cache),
-        store=store,
+        stores=stores,
         cache=HostCache(f"{name}/cache", kind.cache) if kind.cache else None,
         exclusive=exclusive,
     )

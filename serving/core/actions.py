@@ -1,12 +1,14 @@
 """Actions: what a Controller may ask for. It returns them; ``serving.control`` carries them out."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from serving.core.hardware import GPU, Server
 from serving.core.instance import Instance
 from serving.core.request import Sequence
 from serving.core.stages import StageGraph
-from serving.units import Bytes, Tokens
+from serving.core.worker import Worker
+from serving.units import Bytes, Seconds, Tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,10 @@ class Placement:
     """GPU memory slice."""
     from_cache: bool = False
     """The weights are in this server's host cache: nothing to fetch."""
+    planned: Bytes | None = None
+    """What of ``memory`` is billed; None: all of it."""
+    whole: bool = False
+    """The slice has room for the whole model, whatever part of it the worker starts with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +44,8 @@ class Launch:
     graph: StageGraph
     max_sequences: int
     """Sequences that it may hold at once."""
+    max_batch: int | None = None
+    """Sequences in one step at most; None: as many as it holds."""
     max_step_tokens: Tokens
     """Token budget of a step, which also sizes the profile run."""
     keep_in_host_memory: bool = False
@@ -51,4 +59,42 @@ class Retire:
     instance: Instance
 
 
-Action = Dispatch | Launch | Retire
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Consolidate:
+    """Turn a pipeline that serves into instances of one worker each: those that have memory for the whole model fetch
+    the rest of it in the background, the others end."""
+
+    instance: Instance
+    network: "Network"
+    """Asked before the background fetches and before KV moves."""
+    max_sequences: int
+    """That each of the instances that come of it may hold."""
+    migrate: bool
+    """Move the KV of running sequences, when the network lets it; else wait until they have ended."""
+    network_poll: Seconds
+    """How often a server's network is asked for a background fetch."""
+    exclusive_poll: Seconds
+    """How often the group's servers are asked for their whole network, for KV to move."""
+
+
+class Network(Protocol):
+    """A controller's say over the servers' NICs; mechanisms ask it at every poll."""
+
+    def open_for_rest(self, worker: Worker, size: Bytes) -> bool:
+        """Whether the worker may fetch the rest of its model, so many bytes, now; if so, it is counted with."""
+        ...
+
+    def close_rest(self, worker: Worker) -> None:
+        """That fetch has ended, one way or the other."""
+        ...
+
+    def take_alone(self, servers: tuple[Server, ...]) -> bool:
+        """Whether nothing is fetched by any of the servers; if so, nothing will be until they are given back."""
+        ...
+
+    def give_back(self, servers: tuple[Server, ...]) -> None:
+        """They may fetch again."""
+        ...
+
+
+Action = Dispatch | Launch | Consolidate | Retire

@@ -98,6 +98,10 @@ class HostCache:
         """Bytes held, complete or not."""
         return sum(entry.size for entry in self._entries.values())
 
+    def has(self, name: str) -> bool:
+        """Whether there is an entry of that name, complete or not."""
+        return name in self._entries
+
     def holds(self, model: str) -> bool:
         """Whether all of the model's weights are here."""
         entry = self._entries.get(model)
@@ -123,6 +127,20 @@ class HostCache:
         if entry.num_readers < 1:
             raise OverCommit(f"{self.name}: {entry.model} closed more often than opened")
         entry.num_readers -= 1
+
+    def can_reserve(self, size: Bytes) -> bool:
+        """Whether there is room, or could be made, for bytes that do not stay."""
+        return size <= self.capacity - sum(entry.size for entry in self._entries.values() if entry.num_readers)
+
+    def reserve(self, owner: str, size: Bytes) -> None:
+        """Set room aside for bytes that do not stay, which somebody reads until they are dropped."""
+        if owner in self._entries:
+            raise OverCommit(f"{self.name}: {owner} holds memory already")
+        self.open(owner, size)
+
+    def drop(self, owner: str) -> None:
+        """Give the room of bytes that did not stay back."""
+        del self._entries[owner]
 
     def _make_room(self, model: str, size: Bytes) -> None:
         evictable = [entry for entry in self._entries.values() if entry.num_readers == 0]
@@ -184,11 +202,31 @@ class Server:
     downlink: Link
     uplink: Link
     host_memory: Memory
-    store: StorageServer
-    """Where this server fetches weights from."""
+    stores: tuple[StorageServer, ...]
+    """Where this server fetches weights from, an equal share from each."""
     cache: HostCache | None = None
     exclusive: bool = False
     """Exclusive servers lend whole GPUs, shared ones slices."""
+
+    def claim_buffer(self, owner: str, size: Bytes) -> None:
+        """Room in host memory for weights on their way to a GPU: of the region that is set aside for weights, where
+        that has any."""
+        if self.cache is not None and self.cache.can_reserve(size):
+            self.cache.reserve(owner, size)
+        else:
+            self.host_memory.claim(owner, size)
+
+    def release_buffer(self, owner: str) -> None:
+        """They are there."""
+        if self.cache is not None and self.cache.has(owner):
+            self.cache.drop(owner)
+        else:
+            self.host_memory.release(owner)
+
+    @property
+    def store(self) -> StorageServer:
+        """The first of its storage servers, for whoever fetches from one."""
+        return self.stores[0]
 
 
 @dataclass(slots=True, eq=False)

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
-from serving.core.clock import Clock
-from serving.core.hardware import GPU, Server
+from serving.core.clock import Clock, Signal
+from serving.core.decode_run import DecodeRun
 from serving.core.kv import BlockPool
 from serving.core.model import ModelSpec
 from serving.core.plan import StepPlan, StepResult
 from serving.core.request import Sequence, State
-from serving.units import Bytes, Seconds, Tokens
+from serving.core.worker import Worker
+from serving.units import Seconds, Tokens
 
 if TYPE_CHECKING:
     from serving.core.ports import Executor, Scheduler
@@ -27,29 +28,12 @@ class Phase(Enum):
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
-    """One pipeline stage of an instance: a process with a slice of a GPU and some of the layers."""
-
-    rank: int
-    server: Server
-    gpu: GPU
-    memory: Bytes
-    layers: range
-    tensors: tuple[Bytes, ...]
-    """Sizes of its weights in the order in which they are stored."""
-    from_cache: bool
-    first_step_done: bool = False
-    """The first forward pass of a process also loads its kernels."""
-    weights: Bytes = field(init=False)
-    """Bytes of its part of the model."""
-
-    def __post_init__(self) -> None:
-        self.weights = sum(self.tensors)
-
-
-@dataclass(slots=True, eq=False)
 class Instance:
-    """A replica. Sequences wait, run (in order of admission) and leave; one step is in flight at a time."""
+    """A replica. Sequences wait, run (in order of admission) and leave; as many steps are in flight as it has stages.
+
+    Two instances can stand on the same worker process and share its KV blocks: a pipeline that takes no more sequences
+    (``closed``), and the whole model, which will be there alone when the last of the pipeline's sequences has left.
+    """
 
     instance_id: int
     model: str
@@ -61,6 +45,8 @@ class Instance:
     scheduler: "Scheduler"
     executor: "Executor"
     on_finish: Callable[[Sequence], None]
+    max_batch: int | None = None
+    """Sequences in one step at most; None: as many as it holds."""
     phase: Phase = Phase.STARTING
     pool: BlockPool | None = None
     """None until it is ready."""
@@ -68,10 +54,23 @@ class Instance:
     running: list[Sequence] = field(default_factory=list)
     idle_since: Seconds | None = None
     """Since when it is ready and has no sequence; None while it is starting or has some."""
+    last_busy_at: Seconds | None = None
+    """When a sequence last left it; None: none ever did."""
     num_steps: int = 0
-    _stepping: bool = False
-    _in_flight: StepPlan | None = None
-    """The step that the executor computes; its sequences may not change until it ends."""
+    num_becoming: int = 0
+    """Instances that it is being turned into; 0: none."""
+    neighbour: "Instance | None" = None
+    """The other instance on the same process, with the same KV blocks."""
+    closed: bool = False
+    """It takes no more sequences, and what it preempts goes to the neighbour."""
+    _waking: bool = False
+    """A call of ``step`` is booked."""
+    _in_flight: list[StepPlan] = field(default_factory=list)
+    """The steps that the executor computes; their sequences may not change until they end."""
+    _run: DecodeRun | None = None
+    """The step in flight is the first of these that has not ended."""
+    _frozen: Signal | None = None
+    """Fires when no step is in flight any more, and none is begun."""
     _leaving: list[Sequence] = field(default_factory=list)
     """Sequences taken back while a step computes them."""
 
@@ -83,7 +82,12 @@ class Instance:
     @property
     def spare(self) -> int:
         """Sequences it can still take."""
-        return self.max_sequences - self.num_sequences
+        return 0 if self.closed else self.max_sequences - self.num_sequences
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether nobody else holds KV blocks of its pool."""
+        return self.neighbour is None
 
     def open(self, pool: BlockPool) -> None:
         """Become ready, with KV memory."""
@@ -93,85 +97,130 @@ class Instance:
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence and see that a step is under way."""
-        if self.phase is not Phase.READY:
-            raise RuntimeError(f"instance {self.instance_id} is {self.phase.value}, not ready")
+        if self.phase is not Phase.READY or self.closed:
+            state = "closed" if self.closed else self.phase.value
+            raise RuntimeError(f"instance {self.instance_id} is {state}, not ready")
         sequence.instance = self
         sequence.state = State.WAITING
         self.waiting.append(sequence)
+        self.wake()
+
+    def wake(self) -> None:
+        """Something changed: plan again, after all that happens in this instant."""
+        if not self.num_sequences:
+            return
         self.idle_since = None
-        if not self._stepping:
-            self._stepping = True
+        self.settle()
+        if not self._waking and len(self._in_flight) < len(self.workers):
+            self._waking = True
             self.clock.call_later(0.0, self.step)
 
     def step(self) -> None:
-        """Plan a step and hand it to the executor; with nothing to compute, go idle."""
-        plan = self.scheduler.plan(self)
-        if plan:
-            self.num_steps += 1
-            self._in_flight = plan
-            self.executor.submit(self, plan, self.finish_step)
+        """Plan steps and hand them to the executor, as many as fit; with nothing to compute, go idle."""
+        self._waking = False
+        if self._frozen is None and self.phase is Phase.READY:
+            while len(self._in_flight) < len(self.workers) and (plan := self.scheduler.plan(self)):
+                self._submit(plan)
+        if self._in_flight:
             return
-        self._stepping = False
-        if self.num_sequences:
+        if self._frozen is not None:
+            if not self._frozen.fired:
+                self._frozen.fire()
+        elif not self.num_sequences:
+            self.idle_since = self.clock.now
+        elif self.is_alone and self.phase is Phase.READY:
             raise RuntimeError(
                 f"instance {self.instance_id} holds {self.num_sequences} sequences and plans nothing "
                 f"(t={self.clock.now}, {self.pool.num_free if self.pool else 0} blocks free)"
             )
-        self.idle_since = self.clock.now
+
+    def _submit(self, plan: StepPlan) -> None:
+        self.num_steps += 1
+        self._in_flight.append(plan)
+        if len(self.workers) > 1:
+            for sequence in plan.sequences:
+                sequence.in_flight = True
+        elif plan.repeats > 1 and self.is_alone:
+            ends = self.executor.step_ends(self, plan)
+            if ends is not None:
+                self._run = DecodeRun(plan, ends, self.clock.call_at(ends[-1], self._end_run))
+                return
+        self.executor.submit(self, plan, self.finish_step)
 
     def finish_step(self, result: StepResult) -> None:
         """Fold a step's result into the sequences, let finished ones go, and step again."""
-        now = self.clock.now
-        plan = result.plan
-        if plan is not self._in_flight:
+        if result.plan not in self._in_flight:
             return  # of an instance that was lost meanwhile
-        self._in_flight = None
-        finished: list[Sequence] = []
-        for sequence, num_computed, num_output in zip(plan.sequences, plan.num_tokens, result.num_output, strict=True):
-            sequence.num_computed += num_computed
-            if num_output:
-                sequence.token_times.append(now)
-                if num_output > 1:
-                    sequence.token_times.extend([now] * (num_output - 1))
-                sequence.num_tokens = num_tokens = sequence.num_tokens + num_output
-                if num_tokens >= sequence.final_tokens:
-                    finished.append(sequence)
+        self._in_flight.remove(result.plan)
+        self._part(result.fold(self.clock.now))
+
+    def _part(self, finished: list[Sequence]) -> None:
+        """Let go of those that a step gave their last token or that were taken back during it; then step again."""
         if self._leaving:
             finished = [sequence for sequence in finished if sequence not in self._leaving]
-            for sequence in self._leaving:
+            leaving = [sequence for sequence in self._leaving if not sequence.in_flight]
+            for sequence in leaving:
+                self._leaving.remove(sequence)
                 self._let_go(sequence)
-            self._leaving.clear()
         for sequence in finished:
             self._finish(sequence)
         self.step()
 
-    def preempt(self, sequence: Sequence) -> None:
-        """The inverse of admission: drop its blocks and put it first in the queue, to be recomputed.
+    def settle(self) -> None:
+        """Of steps whose ends were known beforehand, fold in those that have ended; the next is then like any other
+        step in flight. To be called before anything is done to a sequence, or read of it."""
+        run = self._run
+        if run is not None:
+            run.timer.cancel()
+            num_ended = run.num_ended(self.clock.now)
+            self._fold(run, num_ended, num_in_flight=1)
+            result = StepResult(run.plan, [1] * len(run.plan.sequences))
+            self.clock.call_at(run.ends[num_ended], self.finish_step, result)
 
-        Between steps only: the result of a step in flight would be folded onto blocks that are gone.
-        """
-        if self._in_flight is not None and sequence in self._in_flight.sequences:
+    def _end_run(self) -> None:
+        if self._run is not None:
+            self._in_flight.remove(self._run.plan)
+            self._part(self._fold(self._run, len(self._run.ends), num_in_flight=0))
+
+    def _fold(self, run: DecodeRun, num_steps: int, num_in_flight: int) -> list[Sequence]:
+        self._run = None
+        self.num_steps += num_steps + num_in_flight - 1
+        return run.fold(self._pool(), num_steps, num_in_flight)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """The inverse of admission: drop its blocks and put it first in the queue, to be recomputed. Between steps
+        only: the result of a step in flight would be folded onto blocks that are gone."""
+        if self._is_computed(sequence):
             raise RuntimeError(f"sequence {sequence.request.request_id} cannot be preempted while a step computes it")
-        self._pool().free(sequence)
         self.running.remove(sequence)
+        self._free(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
         sequence.state = State.WAITING
-        self.waiting.appendleft(sequence)
+        target = self.neighbour if self.closed and self.neighbour is not None else self
+        sequence.instance = target
+        target.waiting.appendleft(sequence)
+        if target is not self:
+            target.wake()
 
     def take_back(self, sequence: Sequence) -> None:
         """Let go of a sequence before its last token: now, or when the step ends that computes it."""
-        if self._in_flight is not None and sequence in self._in_flight.sequences:
+        self.settle()
+        if self._is_computed(sequence):
             self._leaving.append(sequence)
         else:
             self._let_go(sequence)
+            if not self.num_sequences and not self._in_flight:  # it waited, for blocks of the neighbour's
+                self.idle_since = self.clock.now
 
     def lose(self) -> list[Sequence]:
         """Be gone, with all KV; the sequences that it held, oldest first, as they were before they were computed."""
+        self.settle()
         self.phase = Phase.RETIRED
-        self._in_flight = None
+        self._in_flight.clear()
         sequences = [sequence for sequence in (*self.running, *self.waiting) if sequence not in self._leaving]
         for sequence in [*self.running, *self.waiting]:
+            sequence.in_flight = False
             self._let_go(sequence)
         self._leaving.clear()
         return sequences
@@ -183,20 +232,67 @@ class Instance:
         sequence.state = State.RUNNING
         self.running.append(sequence)
 
+    def close_for(self, whole: "Instance") -> None:
+        """Take no more sequences: ``whole``, on the same process, takes them, beginning with those that wait."""
+        if self.pool is None or whole.pool is not self.pool:
+            raise RuntimeError(f"instance {self.instance_id} can close only for one that shares its KV blocks")
+        self.closed = True
+        self.neighbour, whole.neighbour = whole, self
+        for sequence in self.waiting:
+            sequence.instance = whole
+        whole.waiting.extendleft(reversed(self.waiting))
+        self.waiting.clear()
+        whole.wake()
+
+    def freeze(self) -> Signal:
+        """Begin no more steps; fires when none is in flight."""
+        self.settle()
+        self._frozen = Signal(self.clock)
+        if not self._in_flight:
+            self._frozen.fire()
+        return self._frozen
+
+    def hand_over(self, whole: "Instance") -> list[Sequence]:
+        """Give all running sequences, whose KV is complete there now, to the instance that shares the blocks."""
+        if self._in_flight or not self.closed or self.neighbour is not whole:
+            raise RuntimeError(f"instance {self.instance_id} can hand over when it is closed and frozen only")
+        moved, self.running = self.running, []
+        whole.settle()
+        for sequence in moved:
+            sequence.instance = whole
+            sequence.num_migrations += 1
+        whole.running[:0] = moved
+        whole.wake()
+        return moved
+
+    def part_from_neighbour(self) -> None:
+        """The other one on the process is gone: all of it is this one's."""
+        self.neighbour = None
+        self.wake()
+
+    def _is_computed(self, sequence: Sequence) -> bool:
+        return any(sequence in plan.sequences for plan in self._in_flight)
+
     def _let_go(self, sequence: Sequence) -> None:
-        self._pool().free(sequence)
-        sequence.num_computed = 0
         if sequence in self.running:
             self.running.remove(sequence)
         else:
             self.waiting.remove(sequence)
+        self._free(sequence)
+        sequence.num_computed = 0
+        self.last_busy_at = self.clock.now
 
     def _finish(self, sequence: Sequence) -> None:
-        self._pool().free(sequence)
         self.running.remove(sequence)
+        self._free(sequence)
         sequence.state = State.FINISHED
-        sequence.finished_at = self.clock.now
+        sequence.finished_at = self.last_busy_at = self.clock.now
         self.on_finish(sequence)
+
+    def _free(self, sequence: Sequence) -> None:
+        self._pool().free(sequence)
+        if self.neighbour is not None:
+            self.neighbour.wake()
 
     def _pool(self) -> BlockPool:
         if self.pool is None:

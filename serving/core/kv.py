@@ -52,6 +52,13 @@ class BlockPool:
             sequence.block_table.append(block)
         sequence.capacity = len(sequence.block_table) * self.block_size
 
+    def grow(self, num_blocks: int) -> None:
+        """Have so many blocks in all; fewer than there are changes nothing."""
+        for block in range(self.num_blocks, num_blocks):
+            self._free.append(block)
+            self._holder.append(None)
+        self.num_blocks = max(self.num_blocks, num_blocks)
+
     def free(self, sequence: Sequence) -> None:
         """Take all blocks of the sequence back."""
         for block in sequence.block_table:
@@ -60,6 +67,6 @@ class BlockPool:
                     f"sequence {sequence.request.request_id} gives back block {block}, which it does not hold"
                 )
             self._holder[block] = None
-            self._free.append(block)
+        self._free.extendleft(reversed(sequence.block_table))  # memory that was touched before is used again first
         sequence.block_table.clear()
         sequence.capacity = 0

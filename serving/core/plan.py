@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from serving.core.request import Sequence
-from serving.units import Tokens
+from serving.units import Seconds, Tokens
 
 
 def chunk_pairs(num_tokens: Tokens, context_tokens: Tokens) -> int:
@@ -30,6 +30,9 @@ class StepPlan:
     """Query-key pairs beyond one per row and per context token: those of prompt chunks, which attend to themselves."""
     ends_in_chunk: bool = False
     """The last sequence computes less than it has and gains no token; a budget cuts no other."""
+    repeats: int = 1
+    """Steps like this one, each sequence one token further, that the scheduler would plan in a row if nobody comes or
+    leaves: an executor that knows beforehand how long steps take need not be asked for each."""
 
     def __bool__(self) -> bool:
         return bool(self.sequences)
@@ -49,3 +52,19 @@ class StepResult:
 
     plan: StepPlan
     num_output: list[Tokens]
+
+    def fold(self, now: Seconds) -> list[Sequence]:
+        """Give the sequences what they gained at the step's end; those that have their last token now."""
+        finished: list[Sequence] = []
+        plan = self.plan
+        for sequence, num_computed, num_output in zip(plan.sequences, plan.num_tokens, self.num_output, strict=True):
+            sequence.in_flight = False
+            sequence.num_computed += num_computed
+            if num_output:
+                sequence.token_times.append(now)
+                if num_output > 1:
+                    sequence.token_times.extend([now] * (num_output - 1))
+                sequence.num_tokens = num_tokens = sequence.num_tokens + num_output
+                if num_tokens >= sequence.final_tokens:
+                    finished.append(sequence)
+        return finished

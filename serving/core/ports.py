@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from serving.core.actions import Action
 from serving.core.clock import Clock, Signal
 from serving.core.cluster import Cluster
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.plan import StepPlan, StepResult
 from serving.core.request import Sequence
 from serving.core.stages import Loader, Stage
+from serving.core.worker import Worker
 from serving.units import Bytes, Seconds
 
 
@@ -19,6 +20,11 @@ class Executor(Protocol):
 
     def submit(self, instance: Instance, plan: StepPlan, done: Callable[[StepResult], None]) -> None:
         """Start one step; ``done`` is called on the clock when it ends."""
+        ...
+
+    def step_ends(self, instance: Instance, plan: StepPlan) -> list[Seconds] | None:
+        """When each of ``plan.repeats`` such steps in a row, begun now, will end, which then need not be submitted;
+        None: nobody knows before they are computed."""
         ...
 
 
@@ -44,11 +50,19 @@ class Transport(Protocol):
     """Moves bytes."""
 
     def fetch(self, worker: Worker) -> Transfer:
-        """The worker's weights, from its server's storage server into host memory."""
+        """The worker's weights, from its server's storage servers into host memory."""
+        ...
+
+    def pieces(self, worker: Worker) -> tuple[Bytes, ...]:
+        """Sizes in which a load that follows a fetch copies the worker's weights, in order."""
         ...
 
     def load(self, worker: Worker, size: Bytes, loader: Loader) -> Transfer:
         """Some weights, from host memory to the worker's GPU."""
+        ...
+
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Transfer:
+        """KV blocks of the source's layers, so many bytes, to the same blocks of the target."""
         ...
 
 
@@ -63,8 +77,13 @@ class Provisioner(Protocol):
         """KV blocks that the instance's memory slices hold beside the weights."""
         ...
 
-    def stop(self, instance: Instance) -> None:
-        """End the instance's processes; it is retired or lost."""
+    def grow(self, instance: Instance, whole: Worker) -> Signal:
+        """Make the process of one of the instance's workers, which has all weights by now, ready to compute the whole
+        model beside its stage, and to keep KV of all layers; the signal fires when it is."""
+        ...
+
+    def stop(self, instance: Instance, workers: tuple[Worker, ...]) -> None:
+        """End the processes of some of the instance's workers."""
         ...
 
 

@@ -90,6 +90,10 @@ class Sequence:
     num_preemptions: int = 0
     num_losses: int = 0
     """Instances that it was on when they were lost."""
+    num_migrations: int = 0
+    """Times that it went on elsewhere with its KV."""
+    in_flight: bool = False
+    """A step of a pipeline computes it, and others may be planned meanwhile."""
     refusal: str | None = None
     """Why it was given up, once it was."""
     output_ids: list[int] = field(default_factory=list)

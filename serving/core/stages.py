@@ -31,6 +31,8 @@ class Loader(Enum):
     """The engine's own loader: builds tensors on the CPU, then copies them."""
     DIRECT = "direct"
     """Copies straight out of pinned host memory at PCIe speed; the engine picks the tensors up in place."""
+    BACKGROUND = "background"
+    """As DIRECT, but steps that are computed meanwhile go first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

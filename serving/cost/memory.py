@@ -1,6 +1,8 @@
 """GPU memory: how many KV blocks a slice holds beside the weights."""
 
 from serving.core.instance import Instance
+from serving.core.model import ModelSpec
+from serving.core.worker import Worker
 from serving.cost.number import Number
 from serving.units import GB, Bytes, Tokens
 
@@ -26,15 +28,13 @@ CONSTANTS = (
 
 
 def num_blocks(instance: Instance, value_bytes: int | None = None) -> int:
-    """KV blocks of an instance: the fewest that any of its stages has room for. ``value_bytes``: of a weight and a KV
-    value on the device, where the engine computes in another type than the model is stored in."""
+    """KV blocks of an instance: the fewest that any of its stages has room for; one whose slice is for the whole model
+    keeps room for it, since it will have it while the blocks are in use. ``value_bytes``: of a weight and a KV value on
+    the device, where the engine computes in another type than the model is stored in."""
     model = instance.spec
     factor = 1 if value_bytes is None else value_bytes / model.bytes_per_value
     per_layer = model.kv_bytes_per_layer * factor * BLOCK_SIZE
-    room = [
-        int((worker.memory * UTILISATION - worker.weights * factor) // (per_layer * len(worker.layers)))
-        for worker in instance.workers
-    ]
+    room = [_room(model, worker, factor, per_layer) for worker in instance.workers]
     if min(room) < 1:
         worker = instance.workers[room.index(min(room))]
         raise ValueError(
@@ -42,3 +42,10 @@ def num_blocks(instance: Instance, value_bytes: int | None = None) -> int:
             f"{worker.memory / 1e9:.1f} GB on {worker.gpu.name}"
         )
     return min(room)
+
+
+def _room(model: ModelSpec, worker: Worker, factor: float, per_layer: Bytes) -> int:
+    weights, num_layers = worker.weights, len(worker.layers)
+    if worker.whole and num_layers < model.num_layers:
+        weights, num_layers = model.weight_bytes, model.num_layers
+    return int((worker.memory * UTILISATION - weights * factor) // (per_layer * num_layers))

@@ -1,7 +1,9 @@
 """Step time from first principles: a forward pass is bound by arithmetic or by memory, whichever is slower."""
 
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.model import ModelSpec
+from serving.core.plan import StepPlan
+from serving.core.worker import Worker
 from serving.cost.gpus import COMPUTE_EFFICIENCY, GPUS, MEMORY_EFFICIENCY
 from serving.cost.number import Number
 from serving.units import Seconds, Tokens, ms
@@ -33,6 +35,24 @@ def forward_time(
     moved = worker.weights + context_tokens * num_layers * model.kv_bytes_per_layer
     busy = max(flops / (gpu.fp16_flops * COMPUTE_EFFICIENCY), moved / (gpu.memory_bandwidth * MEMORY_EFFICIENCY))
     return busy / compute_share(worker)
+
+
+def decode_times(model: ModelSpec, worker: Worker, plan: StepPlan, now: Seconds) -> list[Seconds]:
+    """When each of ``plan.repeats`` steps in a row from now on ends, in which each sequence decodes a token: those of
+    ``forward_time`` step by step, to the last bit."""
+    gpu, rows = GPUS[worker.gpu.kind], plan.total_tokens
+    num_layers, share = len(worker.layers), compute_share(worker)
+    flops_rate = gpu.fp16_flops * COMPUTE_EFFICIENCY
+    memory_rate = gpu.memory_bandwidth * MEMORY_EFFICIENCY
+    linear = 2 * worker.weights / model.bytes_per_value * rows
+    per_token, kv_bytes = 4 * model.hidden * num_layers, model.kv_bytes_per_layer
+    ends = []
+    for context in range(plan.context_tokens, plan.context_tokens + rows * plan.repeats, rows):
+        flops = linear + per_token * (context + rows)
+        moved = worker.weights + context * num_layers * kv_bytes
+        now += max(flops / flops_rate, moved / memory_rate) / share
+        ends.append(now)
+    return ends
 
 
 def step_time(instance: Instance, total_tokens: Tokens, context_tokens: Tokens, chunk_pairs: int = 0) -> Seconds:

@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 
 from serving.core.clock import Flow, FlowBody, Signal, spawn
 from serving.core.hardware import CacheEntry
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.ports import Backend, Transfer
 from serving.core.stages import Stage, StageGraph, Work
+from serving.core.worker import Worker
+from serving.mechanisms.streaming import stream
 from serving.records import StageRecord
 from serving.units import Bytes
 
@@ -98,12 +100,7 @@ class ColdStart:
             yield from self._carry(self.backend.transport.load(worker, worker.weights, stage.loader))
             return worker.weights
         fetch: Transfer | None = yield self._fetches[worker.rank, stage.streams]
-        arrived: Bytes = 0.0
-        for tensor in worker.tensors:
-            arrived += tensor
-            if fetch is not None:
-                yield fetch.reached(arrived)
-            yield from self._carry(self.backend.transport.load(worker, tensor, stage.loader))
+        yield from stream(self.backend.transport, worker, fetch, stage.loader)
         return worker.weights
 
     def _open_host_memory(self, worker: Worker) -> CacheEntry | None:
@@ -113,14 +110,17 @@ class ColdStart:
             worker.from_cache = False  # evicted since the decision
         if self.keep_in_host_memory and cache is not None:
             return cache.open(self.instance.model, worker.weights)
-        worker.server.host_memory.claim((worker, "weights"), worker.weights)
+        worker.server.claim_buffer(self._buffer(worker), worker.weights)
         return None
+
+    def _buffer(self, worker: Worker) -> str:
+        return f"weights of instance {self.instance.instance_id}, rank {worker.rank}"
 
     def _close_host_memory(self, worker: Worker, entry: CacheEntry | None) -> None:
         if entry is not None and worker.server.cache is not None:
             worker.server.cache.close(entry)
         else:
-            worker.server.host_memory.release((worker, "weights"))
+            worker.server.release_buffer(self._buffer(worker))
             if worker.rank in self._buffered:
                 self._buffered.pop(worker.rank).release()
 

@@ -7,8 +7,8 @@ from serving.core.clock import Clock, Timer
 from serving.core.instance import Instance
 from serving.core.plan import StepPlan, StepResult
 from serving.cost.profile import StepTable
-from serving.cost.roofline import step_time
 from serving.cost.startup import StartupCosts
+from serving.sim.pipeline import StageTimes
 from serving.units import Seconds, Tokens
 
 Done = Callable[[StepResult], None]
@@ -19,7 +19,7 @@ class SimExecutor:
 
     def __init__(self, clock: Clock, startup: dict[str, StartupCosts], steps: StepTable | None = None) -> None:
         self._clock = clock
-        self._startup = startup
+        self._stages = StageTimes(startup)
         self._measured = None if steps is None else _SharedMachine(clock, steps)
 
     def submit(self, instance: Instance, plan: StepPlan, done: Done) -> None:
@@ -29,20 +29,14 @@ class SimExecutor:
             num_output[-1] = 0
         result = StepResult(plan, num_output)
         if self._measured is not None:
-            self._measured.compute(plan, len(instance.workers), self._first_step(instance), done, result)
+            first_step = self._stages.first_step(instance)
+            self._measured.compute(plan, len(instance.workers), first_step, done, result)
             return
-        computing = step_time(instance, plan.total_tokens, plan.context_tokens, plan.chunk_pairs)
-        self._clock.call_later(computing + self._first_step(instance), done, result)
+        self._clock.call_at(self._stages.end_of(instance, plan, self._clock.now), done, result)
 
-    def _first_step(self, instance: Instance) -> Seconds:
-        """Kernel loading, which each process of a pipeline pays when the first activations reach it, in turn."""
-        if instance.workers[0].first_step_done:
-            return 0.0
-        extra = 0.0
-        for worker in instance.workers:
-            extra += self._startup[worker.server.kind].first_step
-            worker.first_step_done = True
-        return extra
+    def step_ends(self, instance: Instance, plan: StepPlan) -> list[Seconds] | None:
+        """Known as long as the instance has its processes for itself; not where a machine is shared."""
+        return None if self._measured is not None else self._stages.ends_of(instance, plan, self._clock.now)
 
 
 @dataclass(slots=True, eq=False)
@@ -67,7 +61,7 @@ class _SharedMachine:
 
     def compute(self, plan: StepPlan, num_stages: int, extra: Seconds, done: Done, result: StepResult) -> None:
         """Book a step's end; ``extra`` is what it takes beside the table's time."""
-        alone = self._steps.time(plan, num_stages, 1) / self._steps.factor(plan.total_tokens, 1) + extra
+        alone = self._steps.time(plan, num_stages) / self._steps.factor(plan.total_tokens, ()) + extra
         now = self._clock.now
         step = _Computing(plan.total_tokens, alone, now, 1.0, Timer(now, None, ()))
         self._computing.append(step)
@@ -80,10 +74,11 @@ class _SharedMachine:
         done(result)
 
     def _share(self) -> None:
-        """Book the ends anew, with the factors of so many that compute now."""
+        """Book the ends anew, with the factors beside those that compute now."""
         now = self._clock.now
         for step in self._computing:
-            factor = self._steps.factor(step.num_rows, len(self._computing))
+            others = [other.num_rows for other in self._computing if other is not step]
+            factor = self._steps.factor(step.num_rows, others)
             if factor == step.factor:
                 continue
             step.left = max(0.0, step.left - (now - step.since) / step.factor)

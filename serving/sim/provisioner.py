@@ -4,13 +4,14 @@ from math import log, sqrt
 from random import Random
 
 from serving.core.clock import Clock, Signal
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.stages import Stage, Work
+from serving.core.worker import Worker
 from serving.cost.memory import num_blocks
 from serving.cost.profile import StepTable
 from serving.cost.roofline import forward_time
 from serving.cost.startup import StartupCosts
-from serving.sim.transport import Processors
+from serving.sim.processors import Processors
 from serving.units import Seconds
 
 
@@ -50,7 +51,14 @@ class SimProvisioner:
         """KV blocks that fit beside the weights in the tightest stage."""
         return num_blocks(instance)
 
-    def stop(self, instance: Instance) -> None:
+    def grow(self, instance: Instance, whole: Worker) -> Signal:
+        """At once: tensors are handed over and tables extended, for which nobody gives a time."""
+        del instance, whole
+        grown = Signal(self._clock)
+        grown.fire()
+        return grown
+
+    def stop(self, instance: Instance, workers: tuple[Worker, ...]) -> None:
         """Nothing runs that would have to end."""
 
     def _duration(self, instance: Instance, worker: Worker, stage: Stage) -> Seconds:

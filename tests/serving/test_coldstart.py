@@ -7,9 +7,9 @@ import pytest
 
 from serving.core.clock import SimClock, spawn
 from serving.core.cluster import Cluster
-from serving.core.instance import Worker
 from serving.core.ports import Backend
 from serving.core.stages import Loader, Stage, StageGraph, Work
+from serving.core.worker import Worker
 from serving.mechanisms.coldstart import ColdStart
 from serving.records import StageRecord
 from serving.sim.executor import SimExecutor

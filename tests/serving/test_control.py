@@ -6,16 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.control import POD_OVERHEAD, Control, NoProgress
+from serving.control import Control, NoProgress
 from serving.core.actions import Action, Dispatch, Launch, Placement, Retire
 from serving.core.clock import Clock, Signal, SimClock
 from serving.core.cluster import Cluster
 from serving.core.hardware import OverCommit
-from serving.core.instance import Instance, Phase, Worker
+from serving.core.instance import Instance, Phase
 from serving.core.plan import StepPlan
 from serving.core.ports import Provisioner, System
 from serving.core.request import Sequence
 from serving.core.stages import Stage
+from serving.core.worker import Worker
+from serving.cost.memory import POD_OVERHEAD
 from serving.policies import SYSTEMS, configured
 from serving.policies.continuous import Batching, ContinuousBatching
 from serving.policies.serverless_vllm import SERIAL_START
@@ -104,7 +106,9 @@ class Thrashing:
             if sequence.num_output_tokens >= self.num_output_tokens:
                 instance.preempt(sequence)
         if not instance.waiting or instance.waiting[0].num_output_tokens < self.num_output_tokens:
-            return self.inner.plan(instance)
+            plan = self.inner.plan(instance)
+            plan.repeats = min([plan.repeats, *(self.num_output_tokens - s.num_output_tokens for s in plan.sequences)])
+            return plan
         plan = StepPlan()
         sequence = instance.waiting[0]
         assert instance.pool is not None

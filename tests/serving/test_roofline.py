@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.instance import Worker
 from serving.core.plan import chunk_pairs
+from serving.core.worker import Worker
 from serving.cost.memory import num_blocks
 from serving.cost.models import MODELS
 from serving.cost.roofline import compute_share, forward_time, step_time

@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.core.hardware import Link, StorageServer
-from serving.testbed import Testbed, assign_store, build_inventory
+from serving.testbed import Assignment, Testbed, assign_stores, build_inventory
 from serving.units import GB, Gbps, GiB
 from tests.build import A10, STARTUP, V100, make_testbed, with_cache
 
@@ -57,11 +58,47 @@ def test_a_wide_server_takes_more_of_its_store_than_a_narrow_one() -> None:
     assert [s.store.name for s in build_inventory(testbed).servers] == ["store0", "store1", "store1", "store1"]
 
 
+def test_testbed_ii_fits_every_nic_into_the_stores_and_halves_the_wide_ones() -> None:
+    # 2 servers of 64 Gbps as halves of 32 on stores 0..3, 4 of 16 Gbps in pairs on stores 4 and 5: 192 wanted and given
+    wide = replace(A10, name="a10x4", nic_rate=64 * Gbps)
+    testbed = Testbed(
+        servers=((wide, 2), (V100, 4)),
+        num_stores=6,
+        store_nic_rate=32 * Gbps,
+        exclusive=False,
+        assignment="best_fit",
+    )
+    found = [[store.name for store in server.stores] for server in build_inventory(testbed).servers]
+    wide_ones = [["store0", "store1"], ["store2", "store3"]]
+    assert found == [*wide_ones, ["store4"], ["store4"], ["store5"], ["store5"]]
+
+
+@pytest.mark.parametrize(
+    ("assignment", "names"),
+    [
+        ("best_fit", ["store0", "store0", "store1", "store0"]),  # left: 16 32, 6 32, 6 22, 0 22
+        ("largest", ["store0", "store1", "store1", "store0"]),  # left: 16 32, 16 22, 16 12, 10 12
+    ],
+)
+def test_the_assignment_rule_decides_between_stores_that_have_enough(assignment: Assignment, names: list[str]) -> None:
+    stores = [StorageServer(f"store{i}", 32.0, Link(f"store{i}", 32.0)) for i in range(2)]
+    left = {store: store.nic_rate for store in stores}
+    found = [assign_stores(rate, left, assignment)[0].name for rate in (16.0, 10.0, 10.0, 6.0)]
+    assert found == names
+
+
+def test_where_no_store_has_enough_left_the_one_with_the_most_is_taken() -> None:
+    stores = [StorageServer(f"store{i}", 32.0, Link(f"store{i}", 32.0)) for i in range(2)]
+    left = {stores[0]: 4.0, stores[1]: 8.0}
+    assert assign_stores(16.0, left, "best_fit") == (stores[1],)
+    assert left[stores[1]] == -8.0
+
+
 @given(st.lists(st.integers(1, 64), max_size=30), st.integers(1, 6))
 def test_stores_differ_by_no_more_than_one_server(rates: list[int], num_stores: int) -> None:
     stores = [StorageServer(f"s{i}", 100.0, Link(f"s{i}", 100.0)) for i in range(num_stores)]
     left = {store: store.nic_rate for store in stores}
     for rate in rates:
-        assign_store(float(rate), left)
+        assign_stores(float(rate), left, "largest")
     assert sum(100.0 - rest for rest in left.values()) == sum(rates)
     assert max(left.values()) - min(left.values()) <= max(rates, default=0)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from serving.core.clock import Callback, SimClock, Timer
 from serving.core.hardware import Link
 from serving.core.stages import Loader
-from serving.sim.transport import FairShare, SimTransfer, SimTransport, max_min_rates
+from serving.sim.fair_share import FairShare, SimTransfer, max_min_rates
+from serving.sim.transport import SimTransport
 from serving.units import GB, MB
 from tests.build import STARTUP, make_cluster, make_workers
 
