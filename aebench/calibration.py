@@ -8,7 +8,8 @@ from typing import Any
 from aebench.claim_syntax import key_text
 from aebench.errors import SpecError, near_misses
 from aebench.point import GridValue
-from aebench.toml_files import Strict, check, read_toml
+from aebench.strict import Strict
+from aebench.toml_files import check, read_toml
 
 
 class CalibrationPoints(Strict):

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from aebench.calibration import Calibration
-from aebench.claim_syntax import key_text
+from aebench.declared import Declared
 from aebench.errors import NotFoundError, SpecError, near_misses
 from aebench.experiment import Experiment
-from aebench.paper_points import read_paper_points
+from aebench.figure_tables import FigureFile
 from aebench.settings import merge
-from aebench.toml_files import FigureFile, PaperFile, check, read_toml
+from aebench.toml_files import PaperFile, check, read_toml
 from aebench.world import PAPER, World
 
 if TYPE_CHECKING:
-    import pandas as pd
-
-    from aebench.claims import ClaimFile
     from aebench.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,30 +29,6 @@ ROOT_VARIABLE = "AEBENCH_ROOT"
 """Environment variable that names another folder to read ``experiments/`` and ``figures/`` from."""
 
 
-@dataclass(frozen=True)
-class Declared:
-    """A figure's files, before its points and claims are read."""
-
-    figure_id: str
-    path: Path
-    file: FigureFile
-
-    @property
-    def paper(self) -> str:
-        """Folder name of the paper."""
-        return self.figure_id.partition("/")[0]
-
-    @property
-    def name(self) -> str:
-        """``figureN``."""
-        return self.figure_id.partition("/")[2]
-
-    @property
-    def experiment_id(self) -> str:
-        """``paper/name`` of the experiment that it draws."""
-        return f"{self.paper}/{self.file.experiment}"
-
-
 def root_folder() -> Path:
     """The folder that ``AEBENCH_ROOT`` names, the checkout where it is not set."""
     named = os.environ.get(ROOT_VARIABLE)
@@ -66,41 +39,77 @@ def root_folder() -> Path:
     return Path(named)
 
 
+@dataclass(frozen=True, slots=True)
+class _Papers:
+    """What the files of all papers say."""
+
+    papers: dict[str, PaperFile] = field(default_factory=dict)
+    figures: dict[str, Declared] = field(default_factory=dict)
+    broken: dict[str, SpecError] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Catalog:
     """Everything that is declared below one root."""
 
     root: Path = field(default_factory=root_folder)
 
-    @cached_property
+    @property
     def papers(self) -> dict[str, PaperFile]:
-        """Papers by folder name, in order."""
-        folders = sorted((self.root / "experiments").glob("*/paper.toml"))
-        if not folders:
+        """Papers by folder name, in order; without those of ``broken``."""
+        return self._read.papers
+
+    @property
+    def figures(self) -> dict[str, Declared]:
+        """Figures by id, in printed order."""
+        return self._read.figures
+
+    @property
+    def broken(self) -> dict[str, SpecError]:
+        """What is wrong with the files of a paper that cannot be read, by its folder's name."""
+        return self._read.broken
+
+    @cached_property
+    def _read(self) -> "_Papers":
+        paths = sorted((self.root / "experiments").glob("*/paper.toml"))
+        if not paths:
             raise NotFoundError(
                 f"{self.root}: no experiments/*/paper.toml here. aebench runs from a checkout: pip install -e ."
             )
-        return {path.parent.name: check(PaperFile, read_toml(path), path) for path in folders}
+        read = _Papers()
+        for path in paths:
+            name = path.parent.name
+            try:
+                file, figures = check(PaperFile, read_toml(path), path), self._figures_of(name)
+                self._check_names(path, file, figures)
+            except SpecError as error:
+                read.broken[name] = error
+            else:
+                read.papers[name] = file
+                read.figures.update(figures)
+        self._check_owners(read.papers)
+        return read
 
-    @cached_property
-    def figures(self) -> dict[str, Declared]:
-        """Figures by id, in printed order."""
-        found = {}
-        for paper in self.papers:
-            paths = (self.root / "figures" / paper).glob("*.toml")
-            for path in sorted((path for path in paths if not path.stem.endswith(LIVE)), key=_printed_order):
-                figure_id = f"{paper}/{path.stem}"
-                found[figure_id] = Declared(figure_id, path, check(FigureFile, read_toml(path), path))
-        self._check_names(found)
-        return found
+    def _figures_of(self, paper: str) -> dict[str, Declared]:
+        paths = [path for path in (self.root / "figures" / paper).glob("*.toml") if not path.stem.endswith(LIVE)]
+        ids = [(f"{paper}/{path.stem}", path) for path in sorted(paths, key=_printed_order)]
+        return {name: Declared(name, path, check(FigureFile, read_toml(path), path)) for name, path in ids}
 
     def resolve(self, names: Sequence[str]) -> list[Declared]:
-        """The figures that names mean: ids, unique or owned bare names, topics, papers, experiments, ``all``."""
+        """The figures that names mean: ids, unique or owned bare names, topics, papers, experiments, ``all``. SpecError
+        where one may mean something of a paper that cannot be read."""
         figures: dict[str, Declared] = {}
         for name in names:
+            self._check_readable(name)
             for figure_id in self._meant(name):
                 figures[figure_id] = self.figures[figure_id]
         return list(figures.values())
+
+    def _check_readable(self, name: str) -> None:
+        for paper, error in self.broken.items():
+            is_of_paper = name in ("all", paper) or name.startswith(f"{paper}/")
+            if is_of_paper or (self.root / "figures" / paper / f"{name}.toml").exists():
+                raise error
 
     def experiment(
         self, experiment_id: str, scale: str = "paper", settings: Sequence[str] = (), world: World = PAPER
@@ -131,61 +140,9 @@ class Catalog:
 
     def figure(self, declared: Declared, experiment: Experiment) -> "Figure":
         """A figure with its points, claims and notes; ``declared`` and ``experiment`` are of one world."""
-        from aebench.figure import Figure, PlotSpec
-        from aebench.metrics import METRICS
+        from aebench.figure_files import read_figure
 
-        plot = declared.file.plot.model_dump()
-        order = {key: [str(value) for value in values] for key, values in experiment.file.grid.items()}
-        keys = [plot[place] for place in ("panel", "x", "series") if plot[place] is not None]
-        for key in keys:
-            if key not in experiment.file.grid:
-                known = ", ".join(experiment.file.grid)
-                raise SpecError(declared.path, "plot", f"the experiment has no grid key {key!r}. Known: {known}")
-        if plot["y"] not in METRICS:
-            known = f"{near_misses(plot['y'], METRICS)} Known: {', '.join(METRICS)}"
-            raise SpecError(declared.path, "plot.y", f"unknown metric {plot['y']!r}.{known}")
-        points = self._paper_points(declared, experiment)
-        if not experiment.world.is_local:
-            printed = {} if points is None else {key: points[key].tolist() for key in experiment.grid_keys}
-            self.calibration(declared.paper).check_points(declared.figure_id, printed)
-        notes = declared.path.with_suffix(".md")
-        return Figure(
-            figure_id=declared.figure_id,
-            paper=declared.paper,
-            shows=declared.file.shows,
-            experiment=declared.experiment_id,
-            plot=PlotSpec(**plot, labels=declared.file.labels, order=order),
-            paper_points=points,
-            claims=self.claims(declared),
-            notes=notes.read_text(encoding="utf-8") if notes.exists() else None,
-            folder=declared.path.parent,
-            grid=[{key: str(value) for key, value in cell.items()} for cell in experiment.cells()],
-            paper_label=declared.file.paper_label,
-            orientation=declared.file.orientation,
-        )
-
-    def claims(self, declared: Declared) -> "ClaimFile":
-        """The figure's claims; none when there is no such file."""
-        from aebench.claims import parse
-
-        path = declared.path.with_suffix(".claim")
-        if not path.exists():
-            return parse("", path)
-        try:
-            return parse(path.read_text(encoding="utf-8"), path)
-        except UnicodeDecodeError as error:
-            raise SpecError(path, "", f"not UTF-8 text (byte {error.start})") from error
-
-    def _paper_points(self, declared: Declared, experiment: Experiment) -> "pd.DataFrame | None":
-        if declared.file.paper is None:
-            return None
-        path = declared.path.parent / declared.file.paper
-        columns = [*experiment.grid_keys, declared.file.plot.y]
-        points = read_paper_points(path, columns, declared.file.plot.y)
-        if not declared.file.orientation:
-            return points
-        grid = experiment.file.grid.items()  # of hardware that this run did not measure there is nothing to show
-        return _among(points, {key: [key_text(value) for value in values] for key, values in grid})
+        return read_figure(declared, experiment, self.calibration(declared.paper))
 
     def _meant(self, name: str) -> list[str]:
         if name == "all":
@@ -197,26 +154,30 @@ class Catalog:
         for meaning in (self._by_topic(name), self._by_bare_name(name), self._by_experiment(name)):
             if meaning:
                 return meaning
+        for error in self.broken.values():
+            raise error  # it may be a name of that paper's
         raise NotFoundError(f"no figure, paper or topic {name!r}.{near_misses(name, self.known_names())}")
 
     def is_group(self, name: str) -> bool:
         """Whether a name stands for whatever it holds: ``all``, a paper, a topic of several figures."""
         if name in self.figures or len(self._meant(name)) == 1:
             return False
-        return name == "all" or name in self.papers or any(name in paper.topics for paper in self.papers.values())
+        return name == "all" or name in self.papers or bool(self._by_topic(name))
 
     def known_names(self) -> list[str]:
         """Every name that ``resolve`` takes, ids first."""
         bare = {figure_id.partition("/")[2]: None for figure_id in self.figures}
-        topics = [topic for paper in self.papers.values() for topic in paper.topics]
-        return [*self.figures, *bare, *self.papers, *topics, "all"]
+        topics = {topic: None for file in self.papers.values() for topic in file.topics}
+        own = [f"{paper}/{topic}" for paper, file in self.papers.items() for topic in file.topics]
+        return list(dict.fromkeys([*self.figures, *own, *bare, *self.papers, *topics, "all"]))
 
     def _by_topic(self, name: str) -> list[str]:
+        """Of one paper's topic, ``paper/topic``, or of all papers' topics of a name."""
         return [
             f"{paper}/{figure}"
             for paper, file in self.papers.items()
-            for figure in file.topics.get(name, [])
-            if f"{paper}/{figure}" in self.figures
+            for topic, figures in file.topics.items()
+            for figure in (figures if name in (topic, f"{paper}/{topic}") else ())
         ]
 
     def _by_bare_name(self, name: str) -> list[str]:
@@ -238,35 +199,30 @@ class Catalog:
             if name in (declared.experiment_id, declared.file.experiment)
         ]
 
-    def _check_names(self, figures: dict[str, Declared]) -> None:
-        """Two papers must not own one bare name; what is owned or a topic's must exist."""
-        owner: dict[str, str] = {}
-        for paper, file in self.papers.items():
-            path = self.root / "experiments" / paper / "paper.toml"
-            for name in file.aliases:
-                if name in owner:
-                    raise SpecError(path, "aliases", f"{name!r} is owned by {owner[name]} already")
-                owner[name] = paper
-            for key, names in {
-                "aliases": file.aliases,
-                **{f"topics.{key}": v for key, v in file.topics.items()},
-            }.items():
-                for name in names:
-                    if f"{paper}/{name}" not in figures:
-                        raise SpecError(path, key, f"there is no figures/{paper}/{name}.toml")
+    def _check_names(self, path: Path, file: PaperFile, figures: Mapping[str, Declared]) -> None:
+        """What a paper owns or a topic of it holds exists, and so do its figures' experiments."""
+        paper = path.parent.name
+        named = {"aliases": file.aliases, **{f"topics.{key}": names for key, names in file.topics.items()}}
+        for key, names in named.items():
+            for name in names:
+                if f"{paper}/{name}" not in figures:
+                    raise SpecError(path, key, f"there is no figures/{paper}/{name}.toml")
+        known = [path.stem for path in sorted(path.parent.glob("*.toml"))]
         for declared in figures.values():
-            folder = self.root / "experiments" / declared.paper
-            if not (folder / f"{declared.file.experiment}.toml").exists():
-                close = near_misses(declared.file.experiment, [path.stem for path in sorted(folder.glob("*.toml"))])
+            if declared.file.experiment not in known:
+                close = near_misses(declared.file.experiment, known)
                 message = f"there is no experiments/{declared.experiment_id}.toml.{close}"
                 raise SpecError(declared.path, "experiment", message)
 
-
-def _among(points: "pd.DataFrame", grid: Mapping[str, Sequence[str]]) -> "pd.DataFrame | None":
-    """The points on the grid; None: there is none."""
-    for key, values in grid.items():
-        points = points[points[key].map(key_text).isin(values)]
-    return points if len(points) else None
+    def _check_owners(self, papers: Mapping[str, PaperFile]) -> None:
+        """Two papers must not own one bare name."""
+        owner: dict[str, str] = {}
+        for paper, file in papers.items():
+            for name in file.aliases:
+                if name in owner:
+                    path = self.root / "experiments" / paper / "paper.toml"
+                    raise SpecError(path, "aliases", f"{name!r} is owned by {owner[name]} already")
+                owner[name] = paper
 
 
 def _printed_order(path: Path) -> tuple[str, int]:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from aebench.catalog import Catalog, Declared
+from aebench.catalog import Catalog
+from aebench.declared import Declared
 from aebench.errors import UsageError
 from aebench.experiment import Experiment
 from aebench.live_point import checkpoint_names, folder_name

@@ -6,29 +6,20 @@ one side. Its value in each seed is what the claim's operator makes of its rows 
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import pairwise, product
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, pairwise, product
+from operator import ge, gt, le, lt
 from pathlib import Path
 from typing import NoReturn
 
-import pandas as pd
-
-from aebench.claim_syntax import AGGREGATES, Claim, Selector, Trend, key_text
+from aebench.claim_summary import Cell, Summary, label
+from aebench.claim_syntax import AGGREGATES, Bound, Claim, Selector, Trend
 from aebench.errors import SpecError, near_misses
 
+SIGNS = {">": gt, ">=": ge, "<": lt, "<=": le}
 Values = tuple[float, ...]
 """One number, or the two that an Order or a Trend compares."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Cell:
-    """One point of the summary: its grid values and its row in each seed."""
-
-    keys: Mapping[str, str]
-    rows: dict[int, int]
-    history: bool
-    calibrated: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,52 +45,10 @@ class Evidence:
     """Rows that the claim needs and the summary lacks."""
 
 
-class Summary:
-    """A summary table, indexed by grid values as text."""
-
-    def __init__(
-        self,
-        frame: pd.DataFrame,
-        grid_keys: Sequence[str],
-        calibrated: Callable[[Mapping[str, str]], bool],
-    ) -> None:
-        self.frame = frame
-        self.grid_keys = tuple(grid_keys)
-        self.metrics = tuple(str(name) for name in frame.columns if name not in (*grid_keys, "seed", "history"))
-        self.cells: list[Cell] = []
-        history = frame["history"].tolist() if "history" in frame.columns else [False] * len(frame)
-        for texts, rows in _rows(frame, grid_keys).items():
-            keys = dict(zip(grid_keys, texts, strict=True))
-            filled = any(bool(history[row]) for row in rows.values())
-            self.cells.append(Cell(keys, dict(sorted(rows.items())), filled, calibrated(keys)))
-        self.order = {key: list(dict.fromkeys(cell.keys[key] for cell in self.cells)) for key in grid_keys}
-        """Values of each grid key in the order in which they appear."""
-
-    def samples(self, metric: str) -> Callable[[Cell], dict[int, float]]:
-        """A function from a cell to the metric's value in each seed that has one."""
-        numbers = pd.to_numeric(self.frame[metric], errors="coerce")
-        column: list[float] = numbers.to_numpy(dtype=float, na_value=math.nan).tolist()
-
-        def of(cell: Cell) -> dict[int, float]:
-            return {seed: column[row] for seed, row in cell.rows.items() if not math.isnan(column[row])}
-
-        return of
-
-
-def _rows(frame: pd.DataFrame, grid_keys: Sequence[str]) -> dict[tuple[str, ...], dict[int, int]]:
-    """Row numbers by grid values and seed."""
-    rows: dict[tuple[str, ...], dict[int, int]] = {}
-    columns = [frame[key].tolist() for key in (*grid_keys, "seed")]
-    for number, (*values, seed) in enumerate(zip(*columns, strict=True)):
-        texts = tuple(key_text(value) for value in values)
-        if rows.setdefault(texts, {}).setdefault(int(seed), number) != number:
-            point = _label(dict(zip(grid_keys, texts, strict=True)))
-            raise ValueError(f"the summary has two rows of {point} seed={seed}")
-    return rows
-
-
 def gather(claim: Claim, summary: Summary, path: Path) -> Evidence:
     """The groups of a claim, or what is missing; SpecError for names that the summary does not have."""
+    if claim.then:
+        return _chained([gather(pair, summary, path) for pair in claim.pairs])
     _check_names(claim, summary, path)
     if missing := _unmatched(claim, summary):
         return Evidence((), (), tuple(sorted(missing)))
@@ -111,9 +60,26 @@ def gather(claim: Claim, summary: Summary, path: Path) -> Evidence:
         missing += _holes(groups, claim.relation.key, summary)
     missing = missing or _undefined(groups)
     if not missing:
+        groups = groups if claim.counted is None else [_counted(group, claim.counted) for group in groups]
         groups = _compared(claim, groups, summary)
         missing = _undefined(groups)
     return Evidence(() if missing else tuple(groups), cells, tuple(sorted(missing)))
+
+
+def _chained(evidences: Sequence[Evidence]) -> Evidence:
+    """What a chain rests on: all that its neighbours rest on."""
+    missing = tuple(dict.fromkeys(chain.from_iterable(evidence.missing for evidence in evidences)))
+    groups = chain.from_iterable(evidence.groups for evidence in evidences)
+    cells = chain.from_iterable(evidence.cells for evidence in evidences)
+    return Evidence(() if missing else tuple(groups), tuple(cells), missing)
+
+
+def _counted(group: Group, bound: Bound) -> Group:
+    """The group with 1 for a value on the bound's side, and 0 for any other."""
+    holds, border = SIGNS[bound.sign], bound.bound.base
+    return replace(
+        group, samples={seed: tuple(float(holds(one, border)) for one in of) for seed, of in group.samples.items()}
+    )
 
 
 def varying(groups: Sequence[Group]) -> tuple[str, ...]:
@@ -147,7 +113,7 @@ def _matched(claim: Claim, summary: Summary, missing: list[str]) -> list[Group]:
             groups.append(Group(_meeting(at, left_cell, right_cell), values, (left_cell, right_cell)))
         if not lefts or not rights:
             absent = right if lefts else claim.left
-            missing.append(_label({key: "|".join(texts) for key, texts in absent.texts.items()} | at))
+            missing.append(label({key: "|".join(texts) for key, texts in absent.texts.items()} | at))
     return groups
 
 
@@ -188,15 +154,15 @@ def _holes(groups: list[Group], key: str, summary: Summary) -> list[str]:
         return [f"a second value of {key}"]
     others = tuple(name for name in groups[0].keys if name != key) if groups else ()
     chains = [(keys, [group.keys[key] for group in chain]) for keys, chain in _buckets(groups, others)]
-    return [_label({**keys, key: text}) for keys, have in chains for text in present if text not in have]
+    return [label({**keys, key: text}) for keys, have in chains for text in present if text not in have]
 
 
 def _steps(groups: list[Group], key: str, summary: Summary) -> list[Group]:
     """Later and earlier value of each two neighbours along the key."""
     others = tuple(name for name in groups[0].keys if name != key)
     steps = []
-    for keys, chain in _buckets(groups, others):
-        ordered = sorted(chain, key=lambda group: summary.order[key].index(group.keys[key]))
+    for keys, along in _buckets(groups, others):
+        ordered = sorted(along, key=lambda group: summary.order[key].index(group.keys[key]))
         for earlier, later in pairwise(ordered):
             seeds = [seed for seed in earlier.samples if seed in later.samples]
             samples = {seed: later.samples[seed] + earlier.samples[seed] for seed in seeds}
@@ -229,15 +195,15 @@ def _valueless(groups: list[Group], metric: str, summary: Summary) -> list[str]:
     valueless: dict[str, None] = {}
     for group in groups:
         if not group.samples:
-            cells = [f"{_label(cell.keys)} (no {metric})" for cell in group.cells if not samples(cell)]
-            valueless |= dict.fromkeys(cells or [f"{_label(group.keys)} (no common seed)"])
+            cells = [f"{label(cell.keys)} (no {metric})" for cell in group.cells if not samples(cell)]
+            valueless |= dict.fromkeys(cells or [f"{label(group.keys)} (no common seed)"])
     return list(valueless)
 
 
 def _undefined(groups: list[Group]) -> list[str]:
     """Groups without a value in any common seed, or with one that is not a number (0/0)."""
     return [
-        f"{_label(group.keys)} (undefined)".lstrip()
+        f"{label(group.keys)} (undefined)".lstrip()
         for group in groups
         if not group.samples or any(math.isnan(value) for values in group.samples.values() for value in values)
     ]
@@ -250,12 +216,8 @@ def _unmatched(claim: Claim, summary: Summary) -> list[str]:
         for texts in product(*selector.texts.values()):
             wanted = dict(zip(selector.texts, texts, strict=True)).items()
             if not any(wanted <= cell.keys.items() for cell in summary.cells):
-                missing[_label(dict(wanted)) or "all rows"] = None
+                missing[label(dict(wanted)) or "all rows"] = None
     return list(missing)
-
-
-def _label(keys: Mapping[str, str]) -> str:
-    return " ".join(f"{key}={text}" for key, text in keys.items())
 
 
 def _check_names(claim: Claim, summary: Summary, path: Path) -> None:

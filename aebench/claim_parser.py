@@ -1,15 +1,20 @@
 """Reads ``.claim`` files: what a paper asserts, one claim a line.
 
     claim     = id [aggregate] metric value relation ["for every" key {"," key}] "#" source
+              | id "share" metric value sign quantity relation [...] "#" source      of the groups on that side
     value     = [selector] | [selector] ("/" | "-") selector
     selector  = "[" {key "=" text {"|" text}} "]"                  none: all rows
     relation  = "=" quantity [tolerance]
               | ("=" | "in") number ".." quantity [tolerance]
-              | (">" | ">=" | "<" | "<=") (quantity | selector)
+              | sign quantity
+              | sign selector {sign selector}                                a chain, all of its signs alike
               | ("increasing" | "decreasing") "over" key
+    sign      = ">" | ">=" | "<" | "<="
     quantity  = ["-"] number ["s" | "ms" | "x" | "%" | "pp"]
     tolerance = ("±" | "+-") number unit                           %: relative to the paper's number
     aggregate = "mean" | "geomean" | "median" | "min" | "max"      over the matched groups
+
+``share gpu_memory_time <= 1x >= 85%``: of the groups at least 85 % have a value of at most 1.
 
 ``#`` begins a comment; the comment behind a claim is its source and may not be missing. A line that
 begins with ``->`` is an evaluation of the line above and is dropped, so measured files parse too.
@@ -41,6 +46,8 @@ from aebench.errors import SpecError
 
 _UNIT_NAMES = ", ".join(unit for unit in UNITS if unit)
 _RELATIONS = f"a relation: =, in, {', '.join(SIGNS)}, increasing over or decreasing over"
+_BEHIND_A_NUMBER = ("for", "in", "increasing", "decreasing")
+"""Words that may follow a number without being its unit."""
 _TOKEN = re.compile(
     r"""\s*(?:
         (?P<selector>\[[^\[\]]*\])
@@ -93,9 +100,17 @@ class _Reader:
         left = self.selector() if self.kind == "selector" else Selector({})
         operator = self.accept("/", "-")
         right = self.selector() if operator else None
-        relation = self.relation(operator)
+        counted = self.counted(operator) if aggregate == "share" else None
+        relation = self.relation(None if counted else operator)
+        then: list[Selector] = []
         if isinstance(relation, Order):
+            if counted:
+                self.fail("a number that the share is compared with")
             right = self.selector()
+            while self.accept(relation.sign):
+                then.append(self.selector())
+            if self.token in SIGNS:
+                self.fail(f"{relation.sign} as before it, because the signs of a chain are alike")
         every = self.every() if self.accept("for") else ()
         if self.kind != "end":
             self.fail("'for every' with keys, or '#' and the source")
@@ -108,6 +123,8 @@ class _Reader:
             left=left,
             operator=operator,
             right=right,
+            then=tuple(then),
+            counted=counted,
             relation=relation,
             every=every,
             source=self.source,
@@ -125,6 +142,10 @@ class _Reader:
                 self.fail("each key once in a selector", found=part)
             texts[match["key"]] = tuple(dict.fromkeys(key_text(text) for text in match["texts"].split("|")))
         return Selector(texts)
+
+    def counted(self, operator: str | None) -> Bound:
+        sign = self.accept(*SIGNS) or self.fail(f"what the share is of: {', '.join(SIGNS)} and a number")
+        return Bound(sign, self.quantity(operator))
 
     def relation(self, operator: str | None) -> Relation:
         if self.accept("in"):
@@ -171,7 +192,7 @@ class _Reader:
         return sign * float(text)
 
     def unit(self, operator: str | None) -> str:
-        if self.token != "%" and (self.kind != "word" or self.token == "for"):
+        if self.token != "%" and (self.kind != "word" or self.token in _BEHIND_A_NUMBER):
             return ""
         if self.token not in UNITS:
             self.fail(f"a unit ({_UNIT_NAMES}) or none")

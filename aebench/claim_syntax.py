@@ -7,7 +7,8 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 SIGNS = (">", ">=", "<", "<=")
@@ -43,6 +44,7 @@ AGGREGATES: Mapping[str, Callable[[Sequence[float]], float]] = {
     "median": statistics.median,
     "min": min,
     "max": max,
+    "share": mean,
 }
 """What may stand before a metric, by name."""
 
@@ -176,6 +178,10 @@ class Claim:
     operator: str | None
     """``/`` or ``-`` between the two sides; None: one side, or an Order."""
     right: Selector | None
+    then: tuple[Selector, ...]
+    """The rest of a chain of Orders: each side is so related to the next."""
+    counted: Bound | None
+    """Of an aggregate ``share``: what is counted is 1 where a value is on this side, 0 where it is not."""
     relation: Relation
     every: tuple[str, ...]
     """Keys of ``for every``; empty when it was not written."""
@@ -185,14 +191,23 @@ class Claim:
     """Its line in ``ClaimFile.lines``, from 1."""
 
     @property
+    def pairs(self) -> "list[Claim]":
+        """A chain's neighbours as claims of their own; of any other claim, itself."""
+        sides = [self.left, *([self.right] if self.right else []), *self.then]
+        return (
+            [replace(self, left=one, right=other, then=()) for one, other in pairwise(sides)] if self.then else [self]
+        )
+
+    @property
     def text(self) -> str:
         """The claim in its normal form, without id and source."""
         words = [self.aggregate or "", self.metric, self.left.text if self.left.texts or self.right else ""]
-        if self.right is None:
-            words += [self.relation.text]
-        else:
+        if self.right is not None:
             words += [self.operator or self.relation.text, self.right.text]
-            words += [self.relation.text] if self.operator else []
+        for side in self.then:
+            words += [self.relation.text, side.text]
+        words += [] if self.counted is None else [self.counted.text]
+        words += [self.relation.text] if self.right is None or self.operator else []
         words += [f"for every {', '.join(self.every)}"] if self.every else []
         return " ".join(word for word in words if word)
 

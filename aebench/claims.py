@@ -23,8 +23,9 @@ from pathlib import Path
 import pandas as pd
 from scipy.special import stdtrit
 
-from aebench.claim_groups import Evidence, Group, Summary, gather, varying
+from aebench.claim_groups import Evidence, Group, gather, varying
 from aebench.claim_parser import parse
+from aebench.claim_summary import Summary
 from aebench.claim_syntax import (
     RESULT_MARK,
     UNITS,
@@ -169,7 +170,7 @@ def _decide(claim: Claim, measures: Sequence[_Measure]) -> tuple[Verdict, _Measu
 def _direction_holds(claim: Claim, measures: Sequence[_Measure]) -> bool:
     """Whether every value lies on the paper's side of the operator's neutral value, or in its range."""
     neutral = NEUTRAL.get(claim.operator)
-    if neutral is None or not isinstance(claim.relation, Near | Bound):
+    if neutral is None or claim.counted is not None or not isinstance(claim.relation, Near | Bound):
         return False
     paper = _paper(claim.relation)
     if paper.low >= neutral and paper.high > neutral:

@@ -25,8 +25,12 @@ MORE_COMMANDS = {
     "model": "aebench.cli_model:model",
     "serve": "aebench.cli_serve:serve",
     "storage": "aebench.cli_storage:storage",
+    "trace": "aebench.cli_trace:trace",
 }
-"""Commands in files of their own: those of the live backend."""
+"""Commands in files of their own."""
+
+TWO_WORDS = {("plot", "timeline"): "aebench.cli_timeline:timeline"}
+"""Commands of two words. The first is a command too, which takes any other word as a name."""
 
 
 class _Shown(click.ClickException):
@@ -48,9 +52,16 @@ class Commands(click.Group):
         """The command of a name, imported when it is asked for."""
         if cmd_name not in MORE_COMMANDS:
             return super().get_command(ctx, cmd_name)
-        module, _, name = MORE_COMMANDS[cmd_name].partition(":")
-        command: click.Command = getattr(import_module(module), name)
-        return command
+        return _imported(MORE_COMMANDS[cmd_name])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word or two, and the words behind."""
+        words = tuple(args[:2])
+        if words in TWO_WORDS:
+            return " ".join(words), _imported(TWO_WORDS[words]), args[2:]
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command."""
@@ -72,6 +83,13 @@ class Commands(click.Group):
         finally:
             for number, handler in zip(STOP_SIGNALS, before, strict=True):
                 signal.signal(number, handler)
+
+
+def _imported(place: str) -> click.Command:
+    """The command at ``module:name``."""
+    module, _, name = place.partition(":")
+    command: click.Command = getattr(import_module(module), name)
+    return command
 
 
 def _is_of_the_live_backend(error: ValueError) -> bool:
@@ -180,7 +198,7 @@ def run(what: tuple[str, ...], dry_run: bool, as_json: bool, **flags: Any) -> No
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), help="Write here, not beside the run.")
 @_log_path("logs")
 def plot(what: tuple[str, ...], fill: str | None, out: Path | None, log_path: Path) -> None:
-    """Draw figures again from logs; runs nothing."""
+    """Draw figures again from logs; runs nothing. `aebench plot timeline` draws one run's workers over time."""
     from aebench import commands
 
     click.echo(commands.plot(what, log_path, fill is not None, out))

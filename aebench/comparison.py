@@ -49,7 +49,7 @@ def _absent(one: Drawn, folder: Path) -> str:
 def compare(one: Drawn, other: Drawn) -> str:
     """How far the figure's metric in ``one`` is from ``other``, over the cells and seeds that both have."""
     metric = one.figure.plot.y
-    keys = [*one.log.manifest.grid_keys, "seed"]
+    keys = [*one.figure.view.keys, "seed"]
     both = one.summary.merge(other.summary, on=keys, suffixes=("", "_other"))
     if both.empty:
         return f"{one.figure.figure_id}: the two logs have no point in common"

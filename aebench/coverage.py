@@ -27,8 +27,10 @@ def covered(judgement: Judgement, declared: Sequence[Keys], run: Sequence[Keys])
 
 
 def _speaks_of(claim: Claim, keys: Keys) -> bool:
-    return _selects(claim.left, keys) or (claim.right is not None and _selects(claim.right, keys))
+    sides = (claim.left, *([] if claim.right is None else [claim.right]), *claim.then)
+    return any(_selects(side, keys) for side in sides)
 
 
 def _selects(selector: Selector, keys: Keys) -> bool:
-    return all(keys[key] in texts for key, texts in selector.texts.items())
+    """Whether the point may have rows that are selected; applications and models are not keys of points."""
+    return all(keys[key] in texts for key, texts in selector.texts.items() if key in keys)

@@ -100,7 +100,9 @@ def _packages() -> Finding:
 def _experiments() -> Finding:
     try:
         catalog = Catalog()
-        return Finding("experiments", True, f"{len(catalog.figures)} figures of {', '.join(catalog.papers)}")
+        broken = "; ".join(str(error) for error in catalog.broken.values())
+        found = f"{len(catalog.figures)} figures of {', '.join(catalog.papers)}"
+        return Finding("experiments", not broken, broken or found)
     except AebenchError as error:
         return Finding("experiments", False, str(error))
 

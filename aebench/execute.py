@@ -1,28 +1,25 @@
 """execute(): a resolved Point becomes a Setup and a client, and runs; called in worker processes."""
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from math import nan
-from pathlib import Path
-from random import Random
 from typing import Any
 
+from aebench.deployed_models import tables_by_model
+from aebench.host_cache import cache_bytes
 from aebench.point import Point
+from aebench.workloads import client
 from serving.core.cluster import Deployment
 from serving.core.model import ModelSpec
 from serving.core.ports import System
-from serving.core.request import Request
 from serving.cost.models import MODELS
 from serving.cost.profile import Profile
 from serving.cost.startup import StartupCosts
 from serving.policies import configured
-from serving.records import Record
+from serving.records import Record, RequestRecord
 from serving.serve import Setup, serve
 from serving.testbed import ServerKind, Testbed
-from serving.units import GB, Gbps, GiB, Seconds
-from serving.workload import arrivals, lengths, traces
-from serving.workload.clients import Client, closed_loop, cold_requests, open_loop
+from serving.units import GB, Bytes, Gbps, Seconds
 
 Spec = Mapping[str, Any]
 
@@ -34,12 +31,24 @@ VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def execute(point: Point, write: Callable[[Record], None]) -> Seconds | None:
     """Run one point in its world and hand its records to ``write``; how late a real clock's timers ran (99th
     percentile), None for virtual time."""
+    if not point.spec.get("measure", {}).get("token_gaps", True):
+        write = without_token_gaps(write)
     if is_live(point.spec):
         from aebench.live_point import execute as execute_live
 
         return execute_live(point, write)
-    serve(setup(point.spec, point.seed), client(point.spec, point.seed), write)
+    world = setup(point.spec, point.seed)
+    serve(world, client(point.spec, point.seed, world.deployments), write)
     return None
+
+
+def without_token_gaps(write: Callable[[Record], None]) -> Callable[[Record], None]:
+    """Writes records without the times of tokens, which are most of what a long experiment leaves."""
+
+    def write_less(record: Record) -> None:
+        write(replace(record, token_gaps=()) if isinstance(record, RequestRecord) else record)
+
+    return write_less
 
 
 def is_live(spec: Spec) -> bool:
@@ -75,7 +84,7 @@ def deployments(spec: Spec) -> tuple[Deployment, ...]:
             ttft_slo=table["ttft_slo"],
             tpot_slo=table["tpot_slo"],
         )
-        for model, table in spec["deployments"].items()
+        for model, table in tables_by_model(spec["deployments"]).items()
     )
 
 
@@ -86,7 +95,8 @@ def model_specs(spec: Spec) -> dict[str, ModelSpec]:
 
         return checkpoint_specs(spec)
     return {
-        model: _tabled(MODELS[table.get("architecture", model)], table) for model, table in spec["deployments"].items()
+        model: _tabled(MODELS[table.get("architecture", model)], table)
+        for model, table in tables_by_model(spec["deployments"]).items()
     }
 
 
@@ -108,7 +118,7 @@ def testbed(spec: Spec, exclusive: bool) -> Testbed:
     return Testbed(
         servers=tuple(
             (
-                as_measured(server_kind(name, table, spec["cache_gib"]), measured),
+                as_measured(server_kind(name, table, cache_bytes(spec, name)), measured),
                 min(table["count"], most or table["count"]),
             )
             for name, table in kinds
@@ -116,10 +126,11 @@ def testbed(spec: Spec, exclusive: bool) -> Testbed:
         num_stores=spec["stores"],
         store_nic_rate=spec["store_nic_gbps"] * Gbps,
         exclusive=exclusive,
+        assignment=spec.get("assignment", "largest"),
     )
 
 
-def server_kind(name: str, table: Spec, cache_gib: float) -> ServerKind:
+def server_kind(name: str, table: Spec, cache: Bytes) -> ServerKind:
     """A server type from its TOML table."""
     nic_rate = table["nic_gbps"] * Gbps
     return ServerKind(
@@ -131,7 +142,7 @@ def server_kind(name: str, table: Spec, cache_gib: float) -> ServerKind:
         nic_rate=nic_rate,
         fetch_rate=nic_rate if table["fetch_gb_s"] is None else table["fetch_gb_s"] * GB,
         pcie_rate=table["pcie_gb_s"] * GB,
-        cache=cache_gib * GiB,
+        cache=cache,
         startup=UNKNOWN if table["startup"] is None else _startup_costs(table["startup"]),
     )
 
@@ -164,120 +175,3 @@ def _startup_costs(table: Spec) -> StartupCosts:
         engine_load_rate=table["engine_load_gb_s"] * GB,
         jitter=table["jitter"],
     )
-
-
-def client(spec: Spec, seed: int) -> Client:
-    """The client of the point's workload."""
-    workload = spec["workload"]
-    if workload["kind"] == "cold_requests":
-        return _cold_client(spec, workload, seed)
-    return open_loop(_timed_requests(spec, workload, seed))
-
-
-def _cold_client(spec: Spec, workload: Spec, seed: int) -> Client:
-    """Requests to one model, each of which finds it cold; see ``workload.prepare``."""
-
-    def request(model: str, output_tokens: int, label: str) -> Request:
-        return Request(
-            request_id=0,
-            model=model,
-            num_prompt_tokens=workload["prompt_tokens"],
-            num_output_tokens=output_tokens,
-            label=label,
-        )
-
-    def preparing(models: list[str]) -> list[Request]:
-        return [request(model, workload["prepare_output_tokens"], "prepare") for model in models]
-
-    model = spec["model"]
-    before_each = evicting(spec) if workload["prepare"] == "evict" else []
-    before_all = [model] if workload["prepare"] == "load" else []
-    script = cold_requests(
-        request(model, workload["output_tokens"], "measured"),
-        preparing(before_each),
-        preparing(before_all),
-        workload["repeats"],
-    )
-    return closed_loop(script, workload["gap"], workload["phase"], seed)
-
-
-def evicting(spec: Spec) -> list[str]:
-    """Other deployed models, in table order, that together push the point's model out of a host cache."""
-    capacity = spec["cache_gib"] * GiB
-    architectures = model_specs(spec)
-    models: list[str] = []
-    for model in spec["deployments"]:
-        held = sum(architectures[other].weight_bytes for other in models)
-        if model != spec["model"] and held + architectures[spec["model"]].weight_bytes <= capacity:
-            models.append(model)
-    return models
-
-
-def _timed_requests(spec: Spec, workload: Spec, seed: int) -> Iterator[tuple[Seconds, Request]]:
-    """An open loop's requests; models are drawn uniformly."""
-    if workload["arrivals"]["kind"] == "trace":
-        yield from _replayed(spec, workload["arrivals"]["file"])
-        return
-    first_after = workload.get("first_after", 0.0)
-    times = (first_after + at for at in _arrivals(workload["arrivals"]).times(seed))
-    sizes = lengths.LengthPair(prompt=_lengths(workload["prompt"]), output=_lengths(workload["output"])).pairs(seed)
-    choice = Random(f"{seed}/models")
-    models = [spec["model"]] if spec["model"] else list(spec["deployments"])
-    numbered = itertools.islice(zip(times, sizes, strict=False), workload["num_requests"])
-    for request_id, (arrived_at, (num_prompt_tokens, num_output_tokens)) in enumerate(numbered):
-        model = choice.choice(models)
-        table = spec["deployments"][model]
-        yield (
-            arrived_at,
-            Request(
-                request_id=request_id,
-                model=model,
-                num_prompt_tokens=num_prompt_tokens,
-                num_output_tokens=num_output_tokens,
-                ttft_slo=table["ttft_slo"],
-                tpot_slo=table["tpot_slo"],
-            ),
-        )
-
-
-def _replayed(spec: Spec, file: str) -> Iterator[tuple[Seconds, Request]]:
-    """The requests of a workload trace file."""
-    for request_id, row in enumerate(traces.read_trace(Path(file))):
-        table = spec["deployments"][row.model]
-        yield (
-            row.arrived_at,
-            Request(
-                request_id=request_id,
-                model=row.model,
-                num_prompt_tokens=row.num_prompt_tokens,
-                num_output_tokens=row.num_output_tokens,
-                label=row.label or "measured",
-                ttft_slo=row.ttft_slo or table["ttft_slo"],
-                tpot_slo=row.tpot_slo or table["tpot_slo"],
-            ),
-        )
-
-
-def _arrivals(table: Spec) -> arrivals.Arrivals:
-    match table["kind"]:
-        case "poisson":
-            return arrivals.Poisson(rate=table["rate"])
-        case "gamma":
-            return arrivals.Gamma(rate=table["rate"], cv=table["cv"])
-        case _:
-            return arrivals.Fixed(gap=table["gap"])
-
-
-def _lengths(table: Spec) -> lengths.Lengths:
-    match table["kind"]:
-        case "fixed":
-            return lengths.Fixed(num_tokens=table["tokens"])
-        case "lognormal":
-            return lengths.LogNormal(
-                median=table["median"],
-                sigma=table["sigma"],
-                min_tokens=table["min"],
-                max_tokens=table["max"],
-            )
-        case _:
-            return lengths.Empirical(values=tuple(table["values"]))

@@ -1,26 +1,26 @@
 """Experiment: a declared grid; scales and ``--set`` are merged over it, and its points come out resolved."""
 
 import copy
-import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from aebench.calibration import Calibration
+from aebench.deployed_models import names, names_in_short, tables_by_model
 from aebench.errors import SpecError, UsageError, near_misses
 from aebench.point import GridValue, Point
-from aebench.point_checks import check_name, check_open_loop, check_policy
+from aebench.point_checks import check_breakdown, check_name, check_policy, check_workload
 from aebench.settings import Tables, apply_setting, expand_dots, held, merge, parts
-from aebench.toml_files import DeploymentTable, ExperimentFile, ServerTable, TestbedsFile, check, read_toml
+from aebench.testbed_checks import check_machines, check_servers
+from aebench.testbed_tables import TestbedsFile, take_after
+from aebench.toml_files import DeploymentTable, ExperimentFile, check, read_toml
+from aebench.trace_files import check_trace_files, note_trace_digest
 from aebench.world import PAPER, World, declared_devices, tables_for
 from serving.cost.gpus import KINDS
 from serving.cost.models import MODELS
 from serving.policies import SYSTEMS
-from serving.testbed import isolation
-from serving.units import GB, GiB
-from serving.workload.traces import TraceError, read_trace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,8 @@ class Experiment:
     """The file, and the settings that changed it: where a mistake is."""
     settings: tuple[str, ...] = ()
     world: World = PAPER
+    declared_grid: Mapping[str, Sequence[GridValue]] = field(default_factory=dict)
+    """The grid as its file has it, before world, scale and settings."""
     devices: tuple[str, ...] = ()
     """Those of this machine that its file declares a world for."""
     seconds_per_point: float = 0.1
@@ -62,8 +64,8 @@ class Experiment:
         source = " ".join([str(path), *(["with"] if settings else []), *(f"--set {setting}" for setting in settings)])
         file = check(ExperimentFile, tables, source)
         testbeds_path = path.parent / "testbeds.toml"
-        testbeds = calibration.apply(read_toml(testbeds_path))
         with_calibration = f" with {calibration.path.name}" if calibration.file else ""
+        testbeds = take_after(calibration.apply(read_toml(testbeds_path)), f"{testbeds_path}{with_calibration}")
         experiment = cls(
             experiment_id=f"{path.parent.name}/{path.stem}",
             path=path,
@@ -74,6 +76,7 @@ class Experiment:
             source=source,
             settings=tuple(settings),
             world=world,
+            declared_grid=in_file.grid,
             devices=declared_devices(declared),
             seconds_per_point=(file if world.backend == "live" else in_file).seconds_per_point,
         )
@@ -98,7 +101,7 @@ class Experiment:
         """Every cell with every seed, in grid order, seeds last."""
         resolved = [(cell, self.resolve(cell)) for cell in self.cells()]
         self._check_settings([spec for _, spec in resolved])
-        self._check_traces([spec for _, spec in resolved])
+        check_trace_files([spec for _, spec in resolved], self.source)
         return [
             Point(experiment=self.experiment_id, keys=cell, seed=seed, spec=spec)
             for cell, spec in resolved
@@ -130,11 +133,9 @@ class Experiment:
             for name, count in bed.servers.items()
         }
         spec["deployments"] = {name: _deployment(table) for name, table in file.deployments.items()}
-        if not spec["workload"]["first_after"]:
-            del spec["workload"]["first_after"]  # as before it could be said
-        arrivals = spec["workload"]["arrivals"]
-        if arrivals is not None and arrivals["kind"] == "trace":
-            arrivals["sha256"] = self._trace_digest(arrivals["file"])
+        note_trace_digest(spec["workload"], self.source)
+        if bed.assignment != "largest":
+            spec["assignment"] = bed.assignment
         spec["isolation"] = bed.isolation
         spec["stores"] = bed.stores
         spec["store_nic_gbps"] = bed.store_nic_gbps
@@ -143,14 +144,6 @@ class Experiment:
         if self.world.profile is not None:
             spec["profile"] = self.world.profile.to_json()
         return spec
-
-    def _trace_digest(self, file: str) -> str:
-        """Digest of a trace's content: a file that was changed makes other points."""
-        try:
-            return hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        except OSError as error:
-            message = f"{file}: cannot be read ({error.strerror})"
-            raise SpecError(self.source, "workload.arrivals.file", message) from error
 
     def _excluded(self, cell: Mapping[str, GridValue]) -> bool:
         return any(
@@ -174,6 +167,8 @@ class Experiment:
                 self._check_name(f"exclude[{rule_index}]", "grid key", key, self.file.grid)
         for key in self.file.when:
             self._check_name("when", "grid key", key, self.file.grid)
+        self._check_twins()
+        check_breakdown(self.file, self.source)
         for model, table in self.file.deployments.items():
             key = f"deployments.{model}"
             if table.architecture is not None:
@@ -181,17 +176,17 @@ class Experiment:
             else:
                 self._check_name(key, "model", model, MODELS)
         self._check_name("testbed", "testbed", self.file.testbed, self.testbeds.testbed)
-        self._check_testbeds()
+        check_servers(self.testbeds, self.testbeds_path)
 
-    def _check_testbeds(self) -> None:
-        for name, bed in self.testbeds.testbed.items():
-            for server in bed.servers:
-                if server not in self.testbeds.server:
-                    raise SpecError(self.testbeds_path, f"testbed.{name}.servers", f"no [server.{server}]")
-        for name, server_table in self.testbeds.server.items():
-            if server_table.gpu not in KINDS:
-                message = f"unknown GPU {server_table.gpu!r}. Known: {', '.join(KINDS)}"
-                raise SpecError(self.testbeds_path, f"server.{name}.gpu", message)
+    def _check_twins(self) -> None:
+        """No model is deployed under another's name."""
+        owner: dict[str, str] = {}
+        for table in self.file.deployments:
+            for model in names(table, _deployment(self.file.deployments[table])):
+                if model in owner:
+                    message = f"deploys {model}, as [deployments.{owner[model]!r}] does; give one of them another name"
+                    raise SpecError(self.source, f"deployments.{table}", message)
+                owner[model] = table
 
     def _check_name(self, where: str, what: str, name: Any, known: Any) -> None:
         check_name(self.source, where, what, name, known)
@@ -203,48 +198,21 @@ class Experiment:
         if file.gpu is not None:
             self._check_name("gpu", "gpu", file.gpu, KINDS)
         if file.model is not None:
-            self._check_name("model", "model", file.model, file.deployments)
+            tables = {name: _deployment(table) for name, table in file.deployments.items()}
+            if file.model not in tables_by_model(tables):
+                self._check_name("model", "model", file.model, names_in_short(tables))
         elif file.workload.kind == "cold_requests":
             raise SpecError(self.source, "model", "missing: cold_requests needs a model, or a grid axis of models")
-        self._check_isolation(file)
-        self._check_machines(file)
+        check_machines(file, self.testbeds, self.source, simulated=not self.world.is_local)
         check_policy(file, self.source)
-        check_open_loop(file, self.source)
+        check_workload(file, self.source)
+        if file.measure.breakdown != self.file.measure.breakdown:
+            message = "expected the same for all points, which make one table; a [when...] table changes it"
+            raise SpecError(self.source, "measure.breakdown", message)
         workload, drop = file.workload, file.measure.drop_largest
         if workload.kind == "cold_requests" and drop >= workload.repeats:
             message = f"expected less than workload.repeats, which is {workload.repeats}, got {drop}"
             raise SpecError(self.source, "measure.drop_largest", message)
-
-    def _servers(self, file: ExperimentFile) -> dict[str, ServerTable]:
-        """The kinds of servers that take part."""
-        kinds = {name: self.testbeds.server[name] for name in self.testbeds.testbed[file.testbed].servers}
-        return {name: table for name, table in kinds.items() if file.gpu in (None, table.gpu)}
-
-    def _check_isolation(self, file: ExperimentFile) -> None:
-        """The testbed lends GPUs in the way that the system needs."""
-        lent = self.testbeds.testbed[file.testbed].isolation
-        needed = isolation(SYSTEMS[str(file.system)].exclusive_gpus)
-        if lent not in (needed, "follows_system"):
-            message = f"{file.system} needs {needed} GPUs, {file.testbed} has isolation = {lent!r}"
-            raise SpecError(
-                self.source, "testbed", f"{message} in testbeds.toml. Expected {needed!r} or 'follows_system'"
-            )
-
-    def _check_machines(self, file: ExperimentFile) -> None:
-        """Some server takes part, and the cache fits into the host memory of each that does."""
-        servers = self._servers(file)
-        if not servers:
-            raise SpecError(self.source, "gpu", f"testbed {file.testbed} has no server with a GPU {file.gpu!r}")
-        for name, table in servers.items():
-            if file.cache_gib * GiB > table.dram_gb * GB:
-                message = f"expected at most the {table.dram_gb:g} GB of memory of {name}, got {file.cache_gib:g} GiB"
-                raise SpecError(self.source, "cache_gib", message)
-            if table.startup is None and not self.world.is_local:
-                message = (
-                    f"{name} of testbeds.toml has no start-up times to simulate with. "
-                    "Expected --backend live, or --profile with what aebench calibrate measured"
-                )
-                raise SpecError(self.source, "testbed", message)
 
     def _check_settings(self, specs: Sequence[Tables]) -> None:
         """A setting reaches some point: it is not overruled by ``[when...]`` in all of them."""
@@ -255,18 +223,6 @@ class Experiment:
                 message = f"no effect, every point gets its {'.'.join(path)} from a [when...] table of {self.path}"
                 raise UsageError(f"--set {setting}: {message}")
 
-    def _check_traces(self, specs: Sequence[Tables]) -> None:
-        """Every trace file can be read and asks only for models that are deployed."""
-        arrivals = [(spec["workload"]["arrivals"] or {}, spec["deployments"]) for spec in specs]
-        deployed = {table["file"]: models for table, models in arrivals if table.get("kind") == "trace"}
-        for file, models in deployed.items():
-            try:
-                rows = read_trace(Path(file))
-            except TraceError as error:
-                raise SpecError(self.source, "workload.arrivals.file", str(error)) from error
-            for model in dict.fromkeys(row.model for row in rows):
-                self._check_name(f"workload.arrivals.file {file}", "model", model, models)
-
 
 def _deployment(table: DeploymentTable) -> Tables:
     """A deployment in a point's spec; what it does not say is left out, as before it could be said."""
@@ -276,8 +232,20 @@ def _deployment(table: DeploymentTable) -> Tables:
 _FIELDS_OF_A_POINT = ("system", "model", "gpu")
 """Fields of an experiment that a grid axis of the same name sets."""
 
-_SPEC_FIELDS = ("system", "model", "gpu", "max_servers", "cache_gib", "workload", "measure", "policy", "deployments")
+_SPEC_FIELDS = (
+    "system",
+    "model",
+    "gpu",
+    "max_servers",
+    "cache_gib",
+    "cache_gb",
+    "workload",
+    "measure",
+    "policy",
+    "deployments",
+)
 
 
 def _known_values(key: str, file: ExperimentFile) -> Any:
-    return {"system": SYSTEMS, "model": file.deployments, "gpu": KINDS}.get(key)
+    models = names_in_short({name: _deployment(table) for name, table in file.deployments.items()})
+    return {"system": SYSTEMS, "model": models, "gpu": KINDS}.get(key)

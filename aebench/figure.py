@@ -11,13 +11,14 @@ from scipy.special import stdtrit
 
 from aebench.claim_syntax import ClaimFile, key_text
 from aebench.errors import SpecError
+from aebench.view import View
 
 Keys = Mapping[str, str]
 IsCalibrated = Callable[[Keys], bool]
 """Whether the paper's point at these grid keys was used to set a parameter."""
 
 SOURCE_COLUMN = "source"
-SECONDS_METRICS = ("ttft", "tpot", "itl", "e2e", "normalized_latency")
+SECONDS_METRICS = ("ttft", "tpot", "itl", "e2e", "normalized_latency", "queue", "pause", "consolidation_time")
 FRACTION_WORDS = ("attainment", "fraction", "share", "utilization")
 
 
@@ -29,7 +30,7 @@ class PlotSpec:
     """One of ``aebench.plotting.draw.KINDS``."""
     x: str
     y: str
-    """The metric, a column of ``summary.csv``."""
+    """The metric, a column of the table that it is drawn from."""
     series: str | None = None
     """Grid key told apart by colour and order; None: one series."""
     panel: str | None = None
@@ -39,6 +40,8 @@ class PlotSpec:
     """Printed label by slug, for values of series, x and panel and for the keys themselves."""
     order: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Values in printed order by grid key; values not named here follow as they come."""
+    is_ratio: bool = False
+    """Whether the metric is that of one system divided by that of another."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -48,6 +51,8 @@ class PlotSpec:
     @property
     def unit(self) -> str:
         """Unit of the metric in print: ``s``, ``%`` (of a fraction), or nothing."""
+        if self.is_ratio:
+            return ""
         if any(word in self.y for word in FRACTION_WORDS):
             return "%"
         return "s" if self.y.startswith(SECONDS_METRICS) else ""
@@ -76,11 +81,16 @@ class Figure:
     """Markdown of ``figureN.md``: what differs and why."""
     folder: Path
     grid: Sequence[Keys] = ()
-    """Cells the experiment's grid has; with them a cell that neither ran nor was printed shows as absent."""
+    """Cells of the experiment's grid that it is about; one that neither ran nor was printed shows as absent by them."""
     paper_label: str = "paper"
     """What the legend calls the paper's points."""
+    paper_bars: pd.DataFrame | None = None
+    """The paper's bars where they are of other things than ours: ``bar``, ``plot.series`` (if any), ``plot.y``,
+    ``source``. No bar is any cell's; what is shown of them is how they are distributed."""
     orientation: bool = False
     """The paper's points were made on other hardware: they are shown, and nothing is compared with them."""
+    view: View = View()
+    """What it sees of a run."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

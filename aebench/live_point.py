@@ -7,10 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from aebench.deployed_models import tables_by_model
 from aebench.errors import UsageError
-from aebench.execute import client, deployments, lends_whole_gpus, testbed
+from aebench.execute import deployments, lends_whole_gpus, testbed
 from aebench.machine import check_live, num_devices
 from aebench.point import Point
+from aebench.workloads import client
 from serving.core.model import ModelSpec
 from serving.live.checkpoint import Checkpoint, find, models_root
 from serving.live.errors import LiveError
@@ -40,14 +42,14 @@ def execute(point: Point, write: Callable[[Record], None]) -> Seconds:
         seed=point.seed,
         workers=WorkerOptions(device=spec["device"], num_devices=num_devices(spec["device"])),
     )
-    clock = serve_live(setup, client(spec, point.seed), write).backend.clock
+    clock = serve_live(setup, client(spec, point.seed, setup.deployments), write).backend.clock
     assert isinstance(clock, RealClock)
     return clock.lag(0.99)
 
 
 def checkpoint_names(spec: Spec) -> Iterator[tuple[str, str]]:
     """Deployments, and the names of the checkpoints that they load."""
-    for name, table in spec["deployments"].items():
+    for name, table in tables_by_model(spec["deployments"]).items():
         yield name, table.get("checkpoint") or table.get("architecture") or name
 
 
@@ -69,9 +71,10 @@ def prepared(points: Sequence[Point], device: str) -> list[Point]:
 
 
 def _marks(spec: Spec) -> dict[str, str]:
-    marks = {}
+    marks: dict[str, str] = {}
+    tables = tables_by_model(spec["deployments"])
     for name, folder in checkpoint_names(spec):
-        table = spec["deployments"][name]
+        table = tables[name]
         declared = table.get("dtype")
         try:
             marks[folder] = _mark(folder)

@@ -10,9 +10,8 @@ import functools
 import io
 import itertools
 import json
-import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +19,8 @@ from typing import Any, BinaryIO, Self
 
 from aebench.errors import LogError
 from aebench.point import GridValue, Point
+from aebench.record_columns import COLUMNS, REQUIRED, TUPLES, Row, check_fields, decode, plain
 from serving.records import RECORD_TYPES, Record
-
-Row = dict[str, Any]
 
 SCHEMA = 1
 """Version of everything in a log: ``run.json``, JSON lines, Parquet."""
@@ -32,21 +30,9 @@ UPGRADES: dict[int, Callable[[Row], Row]] = {}
 
 _CHUNK_BYTES = 16 << 20
 _METADATA_KEY = b"aebench"
-_FIELDS: dict[type[Record], tuple[str, ...]] = {
-    record_type: tuple(field.name for field in dataclasses.fields(record_type)) for record_type in RECORD_TYPES.values()
-}
-_REQUIRED: dict[type[Record], tuple[str, ...]] = {
-    record_type: tuple(field.name for field in dataclasses.fields(record_type) if field.default is dataclasses.MISSING)
-    for record_type in RECORD_TYPES.values()
-}
-"""Fields without a default. One with a default may be absent: it was appended after some logs were written."""
-_TUPLES: dict[type[Record], tuple[str, ...]] = {
-    record_type: tuple(
-        name for name, hint in typing.get_type_hints(record_type).items() if typing.get_origin(hint) is tuple
-    )
-    for record_type in RECORD_TYPES.values()
-}
-"""Fields that come back as lists."""
+Only = Mapping[str, Sequence[str]]
+"""Values by column: of the rows that have something in the column, those with one of these are read."""
+NO_MATTER: Only = {}
 _encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -104,29 +90,12 @@ class Header:
 def encode(record: Record) -> bytes:
     """One record as a JSON object, ``kind`` first, then the fields in order."""
     row: Row = {"kind": record.kind}
-    for name in _FIELDS[type(record)]:
-        row[name] = getattr(record, name)
+    for name, column in COLUMNS[type(record)].items():
+        row[column] = getattr(record, name)
     return _encode(row).encode()
 
 
-def decode(row: Row, where: str) -> Record:
-    """The record that a row of the current schema states."""
-    record_type = RECORD_TYPES.get(row.get("kind", ""))
-    if record_type is None:
-        raise LogError(f"{where}: unknown kind {row.get('kind')!r}. Known: {', '.join(RECORD_TYPES)}")
-    names = _FIELDS[record_type]
-    absent = [name for name in _REQUIRED[record_type] if name not in row]
-    unknown = [name for name, value in row.items() if name not in ("kind", *names) and value is not None]
-    if absent or unknown:
-        raise LogError(f"{where}: a {record_type.kind} record lacks {absent} and has unknown {unknown}")
-    values = {name: row[name] for name in names if name in row}
-    for name in _TUPLES[record_type]:
-        if name in values:
-            values[name] = tuple(values[name])
-    return record_type(**values)
-
-
-def read_lines(path: Path, wanted: Sequence[type[Record]]) -> list[Record]:
+def read_lines(path: Path, wanted: Sequence[type[Record]], only: Only = NO_MATTER) -> list[Record]:
     """The records of an unfinished point; a last line cut short by a crash is left out."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
@@ -136,8 +105,14 @@ def read_lines(path: Path, wanted: Sequence[type[Record]]) -> list[Record]:
         raise LogError(f"{path}, line 1: no header. Delete it and run again with --resume")
     header = Header.parse(lines[0], f"{path}, line 1")
     numbered = ((f"{path}, line {number}", line) for number, line in enumerate(lines[1:], start=2))
-    records = (decode(upgrade(_object(line, where), header.schema), where) for where, line in numbered)
-    return [record for record in records if isinstance(record, tuple(wanted))]
+    rows = ((upgrade(_object(line, where), header.schema), where) for where, line in numbered)
+    return [
+        record for row, where in rows if isinstance(record := decode(row, where), tuple(wanted)) and _is_of(row, only)
+    ]
+
+
+def _is_of(row: Row, only: Only) -> bool:
+    return all(row.get(column) is None or row[column] in values for column, values in only.items())
 
 
 def _object(line: bytes, where: str) -> Row:
@@ -154,8 +129,7 @@ def _arrow_type(annotation: Any) -> Any:
     """The Parquet type of a record field; every column may be null, since a row fills only its kind's."""
     import pyarrow as pa
 
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        (annotation,) = (arg for arg in typing.get_args(annotation) if arg is not types.NoneType)
+    annotation = plain(annotation)
     if typing.get_origin(annotation) is tuple:
         return pa.list_(_arrow_type(typing.get_args(annotation)[0]))
     return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[annotation]
@@ -169,10 +143,8 @@ def arrow_schema() -> Any:
     columns = {"kind": pa.string()}
     for record_type in RECORD_TYPES.values():
         hints = typing.get_type_hints(record_type)
-        for name in _FIELDS[record_type]:
-            column = _arrow_type(hints[name])
-            if columns.setdefault(name, column) != column:
-                raise TypeError(f"records.py gives {name!r} two types: {columns[name]} and {column}")
+        for name, column in COLUMNS[record_type].items():
+            columns[column] = _arrow_type(hints[name])
     return pa.schema(columns)
 
 
@@ -213,19 +185,63 @@ def read_parquet_header(path: Path) -> Header:
     return Header.parse(metadata[_METADATA_KEY], str(path))
 
 
-def read_parquet(path: Path, wanted: Sequence[type[Record]]) -> list[Record]:
+def read_parquet(path: Path, wanted: Sequence[type[Record]], only: Only = NO_MATTER) -> list[Record]:
     """The records of a sealed point that are of the wanted types, in the order in which they were written."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     header = read_parquet_header(path)
-    kinds = [record_type.kind for record_type in wanted]
-    current = header.schema == SCHEMA
+    if header.schema != SCHEMA:
+        return _read_upgraded(path, wanted, only, header.schema)
     with _reading_parquet(path):
-        filters = [("kind", "in", kinds)] if current else None
-        table = pq.read_table(path, filters=filters, page_checksum_verification=True, partitioning=None)
+        table = pq.read_table(path, filters=_filter(wanted, only), page_checksum_verification=True, partitioning=None)
+        places: dict[str, list[int]] = {record_type.kind: [] for record_type in wanted}
+        for place, kind in enumerate(table["kind"].to_pylist()):
+            places[kind].append(place)
+        records: list[Record | None] = [None] * len(table)
+        for record_type in wanted:
+            rows = table.take(pa.array(places[record_type.kind], pa.int64()))
+            found = _of_table(rows, record_type, str(path))
+            for place, record in zip(places[record_type.kind], found, strict=True):
+                records[place] = record
+    return [record for record in records if record is not None]
+
+
+def _filter(wanted: Sequence[type[Record]], only: Only) -> Any:
+    """What Parquet is to read."""
+    import pyarrow.compute as pc
+
+    rows = pc.field("kind").isin([record_type.kind for record_type in wanted])
+    for column, values in only.items():
+        rows &= pc.field(column).is_null() | pc.field(column).isin(list(values))
+    return rows
+
+
+def _of_table(table: Any, record_type: type[Record], where: str) -> list[Record]:
+    """The records of one type, column by column: several times as fast as row by row."""
+    if not len(table):
+        return []
+    columns = {name: column for name, column in COLUMNS[record_type].items() if column in table.column_names}
+    known = ("kind", *columns.values())
+    absent = [name for name in REQUIRED[record_type] if name not in columns]
+    unknown = [name for name in table.column_names if name not in known and table[name].null_count < len(table)]
+    check_fields(record_type, absent, unknown, where)
+    values = [_values(table[column]) for column in columns.values()]
+    for number, name in enumerate(columns):
+        if name in TUPLES[record_type]:
+            values[number] = list(map(tuple, values[number]))
+    return [record_type(**dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True)]
+
+
+def _read_upgraded(path: Path, wanted: Sequence[type[Record]], only: Only, schema: int) -> list[Record]:
+    """The records of a point that was sealed under an older schema."""
+    import pyarrow.parquet as pq
+
+    with _reading_parquet(path):
+        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         columns = {name: _values(table[name]) for name in table.column_names}
-    rows = (dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True))
-    records = (decode(upgrade(row, header.schema), str(path)) for row in rows)
+    rows = [upgrade(dict(zip(columns, row, strict=True)), schema) for row in zip(*columns.values(), strict=True)]
+    records = [decode(row, str(path)) for row in rows if _is_of(row, only)]
     return [record for record in records if isinstance(record, tuple(wanted))]
 
 

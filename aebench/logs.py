@@ -3,7 +3,7 @@
     <log root>/<paper>/<experiment>/<UTC stamp>-<backend>-<commit>/
         run.json       what was run, where and how it ended; written first as "started"
         points/        one file a point: .jsonl while it runs, .parquet once it is sealed
-        summary.csv    one row a point; figures and measured claims lie beside it
+        summary.csv    one row a point; other tables, figures and measured claims lie beside it
 
 Every file but the JSON lines is written under another name and renamed, so a reader never sees half of one.
 """
@@ -15,13 +15,14 @@ import io
 import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 from aebench.errors import LogError
+from aebench.log_format import NO_MATTER, Only
 from aebench.point import Point
 from aebench.point_log import disk_error, read_point, replacing, sealed_digest
 from aebench.run_manifest import RunManifest, describe_host, git_state, package_versions
@@ -31,6 +32,11 @@ if TYPE_CHECKING:  # pandas takes 0.4 s to import, and only the summary needs it
     import pandas as pd
 
 RecordT = TypeVar("RecordT", RequestRecord, StageRecord, DecisionRecord)
+
+
+SUMMARY = "summary"
+COUNT = "num_requests"
+"""The column by which tables are seen to be of one run, and whole."""
 
 
 class RunLog:
@@ -119,9 +125,11 @@ class RunLog:
         """The points that are still to run: not sealed, or sealed from another spec."""
         return [point for point in points if not self.is_sealed(point)]
 
-    def records(self, point: Point) -> list[Record]:
-        """Everything that was recorded of a point so far."""
-        return read_point(self.points_folder, point, tuple(RECORD_TYPES.values()))
+    def records(
+        self, point: Point, wanted: Sequence[type[Record]] = tuple(RECORD_TYPES.values()), only: Only = NO_MATTER
+    ) -> list[Record]:
+        """What was recorded of a point so far: of some types, and ``only`` those with certain values."""
+        return read_point(self.points_folder, point, wanted, only)
 
     def records_of(self, point: Point, record_type: type[RecordT]) -> list[RecordT]:
         """What was recorded of a point so far, of one type."""
@@ -147,29 +155,50 @@ class RunLog:
         except OSError as error:
             raise LogError(f"{path}: {error.strerror}") from error
 
-    def write_summary(self, frame: "pd.DataFrame") -> None:
-        """Writes ``summary.csv``; floats in the shortest form that reads back exactly."""
-        self.write("summary.csv", frame.to_csv(index=False, lineterminator="\n"))
+    def write_table(self, name: str, frame: "pd.DataFrame") -> None:
+        """Writes ``summary.csv`` or another table; floats in the shortest form that reads back exactly."""
+        self.write(f"{name}.csv", frame.to_csv(index=False, lineterminator="\n"))
 
     def summary(self) -> "pd.DataFrame":
         """``summary.csv``; an empty cell is NaN."""
+        frame = self._read_table(SUMMARY)
+        if self.manifest.status == "success" and len(frame) < self.manifest.num_points:
+            raise self._cut_off(SUMMARY, f"{len(frame)} rows of {self.manifest.num_points}")
+        return frame
+
+    def table(self, name: str) -> "pd.DataFrame":
+        """A table by name. The requests of one beside the summary add up to the summary's, point by point."""
+        summary = self.summary()
+        if name == SUMMARY:
+            return summary
+        frame = self._read_table(name)
+        points = [*self.manifest.grid_keys, "seed"]
+        if not {*points, COUNT} <= {*frame.columns}:
+            raise self._cut_off(name, "not all of its columns")
+        wanted, found = (each.groupby(points)[COUNT].sum().to_dict() for each in (summary, frame))
+        if found != {point: count for point, count in wanted.items() if count}:
+            raise self._cut_off(name, f"{frame[COUNT].sum()} requests of {summary[COUNT].sum()}")
+        return frame
+
+    def _read_table(self, name: str) -> "pd.DataFrame":
         import pandas as pd
 
-        path = self.folder / "summary.csv"
+        path = self.folder / f"{name}.csv"
         try:
-            text = self.read("summary.csv")
+            text = self.read(path.name)
             options = _exact_floats(pd.__version__)
             frame: pd.DataFrame = pd.read_csv(io.StringIO(text), keep_default_na=False, na_values=[""], **options)
         except LogError as error:
             raise LogError(f"{error}. Run again with --resume") from error
         except ValueError as error:  # pandas' parser errors are ValueErrors
             raise LogError(f"{path}: {error}. Run again with --resume") from error
-        complete = self.manifest.status != "success" or len(frame) >= self.manifest.num_points
-        if not text.endswith("\n") or not complete:
-            raise LogError(
-                f"{path}: cut off, it has {len(frame)} rows of {self.manifest.num_points}. Run again with --resume"
-            )
+        if not text.endswith("\n"):
+            of = f" of {self.manifest.num_points}" if name == SUMMARY else ""
+            raise self._cut_off(name, f"{len(frame)} rows{of}")
         return frame
+
+    def _cut_off(self, name: str, has: str) -> LogError:
+        return LogError(f"{self.folder / name}.csv: cut off, it has {has}. Run again with --resume")
 
 
 def _exact_floats(version: str) -> dict[str, Any]:

@@ -8,28 +8,14 @@ import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from aebench.point import Point
 from serving.records import RequestRecord
 from serving.units import Seconds
 
-if TYPE_CHECKING:  # pandas takes 0.4 s to import, and only the summary needs it
-    import pandas as pd
-
 Requests = Sequence[RequestRecord]
-
-
-class PointLog(Protocol):
-    """What a summary is made of: the sealed points of a run."""
-
-    def is_sealed(self, point: Point) -> bool:
-        """Whether the point's records are complete and made from its spec."""
-
-    def requests(self, point: Point) -> list[RequestRecord]:
-        """The point's request records."""
 
 
 def ttft(request: RequestRecord) -> Seconds | None:
@@ -51,21 +37,33 @@ def e2e(request: RequestRecord) -> Seconds | None:
     return None if request.finished_at is None else request.finished_at - request.arrived_at
 
 
-def has_slo(request: RequestRecord) -> bool:
-    """Whether the request asked for a TTFT, a TPOT or both."""
-    return request.ttft_slo is not None or request.tpot_slo is not None
+BOTH = ("ttft", "tpot")
+"""The SLOs that count where nothing else is said."""
 
 
-def met_slo(request: RequestRecord) -> bool:
-    """Finished, with TTFT <= its SLO and TPOT <= its SLO, where set (one token has no TPOT to miss)."""
-    if request.finished_at is None:
+def has_slo(request: RequestRecord, counted: Sequence[str] = BOTH) -> bool:
+    """Whether the request asked for one of the SLOs that count."""
+    asks_ttft, asks_tpot = request.ttft_slo is not None, request.tpot_slo is not None
+    return ("ttft" in counted and asks_ttft) or ("tpot" in counted and asks_tpot)
+
+
+def met_slo(request: RequestRecord, counted: Sequence[str] = BOTH) -> bool:
+    """TTFT <= its SLO and TPOT <= its SLO, where they count and are set (one token has no TPOT to miss). The request
+    has its first token, and its last one where the TPOT counts."""
+    if request.first_token_at is None or ("tpot" in counted and request.finished_at is None):
         return False
-    pairs = ((ttft(request), request.ttft_slo), (tpot(request), request.tpot_slo))
-    return all(value is None or slo is None or value <= slo for value, slo in pairs)
+    is_late = "ttft" in counted and _exceeds(ttft(request), request.ttft_slo)
+    is_slow = "tpot" in counted and _exceeds(tpot(request), request.tpot_slo)
+    return not (is_late or is_slow)
+
+
+def _exceeds(value: Seconds | None, slo: Seconds | None) -> bool:
+    return value is not None and slo is not None and value > slo
 
 
 def span(requests: Requests) -> Seconds:
-    """Run span = last thing that happened to a request − first arrival."""
+    """Run span = last thing that happened to a request − first arrival. Of an unfinished request whose token gaps are
+    not kept that is its first token."""
     if not requests:
         return 0.0
     return max(map(_last_seen, requests)) - min(request.arrived_at for request in requests)
@@ -79,16 +77,25 @@ def _last_seen(request: RequestRecord) -> Seconds:
     return request.arrived_at
 
 
-def slo_attainment(requests: Requests) -> float:
-    """Requests that met their SLO / arrived requests that had one; unfinished ones count as missed."""
-    asked = [request for request in requests if has_slo(request)]
-    return sum(map(met_slo, asked)) / len(asked) if asked else math.nan
+def attainment(counted: Sequence[str]) -> Callable[[Requests], float]:
+    """The metric: requests that met the SLOs that count / arrived requests that had one; unfinished ones count as
+    missed."""
+
+    def slo_attainment(requests: Requests) -> float:
+        asked = [request for request in requests if has_slo(request, counted)]
+        return sum(met_slo(request, counted) for request in asked) / len(asked) if asked else math.nan
+
+    return slo_attainment
 
 
-def goodput(requests: Requests) -> float:
-    """Requests that met their SLO / run span; NaN when none had an SLO."""
-    asked = [request for request in requests if has_slo(request)]
-    return _per_second(sum(map(met_slo, asked)), requests) if asked else math.nan
+def goodput_of(counted: Sequence[str]) -> Callable[[Requests], float]:
+    """The metric: requests that met the SLOs that count / run span; NaN when none had one."""
+
+    def goodput(requests: Requests) -> float:
+        asked = [request for request in requests if has_slo(request, counted)]
+        return _per_second(sum(met_slo(request, counted) for request in asked), requests) if asked else math.nan
+
+    return goodput
 
 
 def token_throughput(requests: Requests) -> float:
@@ -154,8 +161,8 @@ METRICS: dict[str, Callable[[Requests], float]] = {
     "e2e_mean": mean_of(e2e),
     "e2e_p50": percentile_of(e2e, 50),
     "e2e_p99": percentile_of(e2e, 99),
-    "slo_attainment": slo_attainment,
-    "goodput": goodput,
+    "slo_attainment": attainment(BOTH),
+    "goodput": goodput_of(BOTH),
     "token_throughput": token_throughput,
 }
 """The metrics by name, in the order of ``summary.csv``; a paper's own are appended. Counts are ``num_*``."""
@@ -177,21 +184,12 @@ def measured(records: Requests, spec: Mapping[str, Any]) -> list[RequestRecord]:
     return [chosen[index] for index in kept]
 
 
-def summarise(records: Requests, spec: Mapping[str, Any]) -> dict[str, float]:
-    """Every metric of ``METRICS`` over the requests that the point's spec says to measure."""
-    requests = measured(records, spec)
-    return {name: metric(requests) for name, metric in METRICS.items()}
+def metrics_of(measure: Mapping[str, Any]) -> dict[str, Callable[[Requests], float]]:
+    """``METRICS`` by the ``[measure]`` of a spec, which may say that one SLO only counts."""
+    counted = measure.get("slo", BOTH)
+    return METRICS | {"slo_attainment": attainment(counted), "goodput": goodput_of(counted)}
 
 
-def summary_frame(log: PointLog, points: Sequence[Point]) -> "pd.DataFrame":
-    """One row for each sealed point, in grid order: the grid keys, the seed, the metrics."""
-    import pandas as pd
-
-    rows = [
-        {**point.keys, "seed": point.seed, **summarise(log.requests(point), point.spec)}
-        for point in points
-        if log.is_sealed(point)
-    ]
-    frame = pd.DataFrame(rows)
-    counts = [name for name in METRICS if name.startswith("num_") and name in frame]
-    return frame.astype(dict.fromkeys(counts, "int64"))
+def summarise(requests: Requests, spec: Mapping[str, Any]) -> dict[str, float]:
+    """Every metric of ``METRICS`` over requests that count, as the point's spec has them."""
+    return {name: metric(requests) for name, metric in metrics_of(spec.get("measure", {})).items()}

@@ -107,6 +107,7 @@ def _declared(experiment: Experiment) -> Iterator[Parameter]:
     file = experiment.file
     tables: dict[str, Any] = {"workload": file.workload.model_dump(exclude_unset=True), "when": file.when}
     tables |= {"cache_gib": file.cache_gib} if file.cache_gib else {}
+    tables |= {"cache_gb": file.cache_gb} if file.cache_gb is not None else {}
     tables |= {"deployments": {model: table.model_dump(exclude_none=True) for model, table in file.deployments.items()}}
     for name, value in _flat(tables):
         sources = [source for key, source in file.sources.items() if name == key or name.startswith(f"{key}.")]

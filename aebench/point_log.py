@@ -14,7 +14,9 @@ from typing import BinaryIO, Self
 
 from aebench.errors import LogError
 from aebench.log_format import (
+    NO_MATTER,
     Header,
+    Only,
     encode,
     read_lines,
     read_parquet,
@@ -155,11 +157,11 @@ def sealed_digest(folder: Path, point: Point) -> str | None:
     return read_parquet_header(path).digest if path.exists() else None
 
 
-def read_point(folder: Path, point: Point, wanted: Sequence[type[Record]]) -> list[Record]:
+def read_point(folder: Path, point: Point, wanted: Sequence[type[Record]], only: Only = NO_MATTER) -> list[Record]:
     """The point's records of the wanted types, sealed or as far as they are written."""
     sealed, lines = sealed_path(folder, point), lines_path(folder, point)
     if sealed.exists():
-        return read_parquet(sealed, wanted)
+        return read_parquet(sealed, wanted, only)
     if lines.exists():
-        return read_lines(lines, wanted)
+        return read_lines(lines, wanted, only)
     raise LogError(f"{folder}: nothing of point {file_stem(point)}. Run the experiment again with --resume")

@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from aebench.errors import LogError
 from aebench.hosts.local import PointEvent, Stage
-from aebench.logs import RunLog
-from aebench.metrics import summary_frame
+from aebench.logs import SUMMARY, RunLog
 from aebench.point import Point
 from aebench.run_manifest import Status
+from aebench.tables import table_frames
 from serving.units import Seconds
 
 
@@ -154,11 +154,13 @@ def _run_missing(missing: Sequence[Point], num_points: int, run_log: RunLog, hos
 
 
 def _summarise(points: Sequence[Point], run_log: RunLog) -> int:
-    """Writes ``summary.csv`` of the points that are sealed, and returns how many they are."""
-    frame = summary_frame(run_log, points)
-    if len(frame):
-        run_log.write_summary(frame)
-    return len(frame)
+    """Writes ``summary.csv`` of the points that are sealed, and the tables beside it; returns how many they are."""
+    frames = table_frames(run_log, points)
+    num_sealed = len(frames[SUMMARY])
+    if num_sealed:
+        for name, frame in frames.items():
+            run_log.write_table(name, frame)
+    return num_sealed
 
 
 def _status(num_points: int, num_done: int, signum: int | None) -> Status:

@@ -11,7 +11,7 @@ from aebench.figure import value_text
 from aebench.log_format import read_parquet, read_parquet_header
 from aebench.logs import RunLog
 from aebench.report import columns
-from serving.records import RequestRecord, StageRecord
+from serving.records import CONSOLIDATION_STAGES, RequestRecord, StageRecord
 from serving.units import Seconds
 
 FIRST_TOKEN = "first token"
@@ -80,7 +80,7 @@ def _samples(path: Path, labels: Sequence[str] | None) -> Iterator[_Sample]:
     asked = {instance: request for instance, request in first.items() if labels is None or request.label in labels}
     ends: dict[int, Seconds] = {}
     for stage in records:
-        if isinstance(stage, StageRecord) and stage.instance in asked:
+        if isinstance(stage, StageRecord) and stage.stage not in CONSOLIDATION_STAGES and stage.instance in asked:
             arrived_at = asked[stage.instance].arrived_at
             yield _Sample(stage.stage, stage.started_at - arrived_at, stage.ended_at - stage.started_at)
             ends[stage.instance] = max(stage.ended_at, ends.get(stage.instance, 0.0))

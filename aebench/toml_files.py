@@ -3,73 +3,33 @@
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from aebench.errors import SpecError, near_misses
 from aebench.point import GridValue
-
-
-class Strict(BaseModel):
-    """A table in which every key is known."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class Arrivals(Strict):
-    """``[workload.arrivals]`` of an open loop."""
-
-    kind: Literal["poisson", "gamma", "fixed", "trace"]
-    rate: float | None = Field(default=None, gt=0)
-    cv: float | None = Field(default=None, gt=0)
-    gap: float | None = Field(default=None, gt=0)
-    file: str | None = None
-    """Trace CSV, relative to the working directory."""
-
-
-class Lengths(Strict):
-    """Distribution of token counts."""
-
-    kind: Literal["fixed", "lognormal", "empirical"]
-    tokens: int | None = Field(default=None, ge=1)
-    median: float | None = Field(default=None, gt=0)
-    sigma: float | None = Field(default=None, ge=0)
-    min: int = Field(default=1, ge=1)
-    max: int | None = Field(default=None, ge=1)
-    values: list[int] | None = None
-
-
-class Workload(Strict):
-    """``[workload]``: who asks for what, when."""
-
-    kind: Literal["cold_requests", "open_loop"]
-    prompt_tokens: int = Field(default=32, ge=1)
-    output_tokens: int = Field(default=650, ge=1)
-    repeats: int = Field(default=3, ge=1)
-    gap: float = Field(default=35.0, ge=0)
-    """Seconds between an answer and the next request."""
-    phase: float = Field(default=1.0, ge=0)
-    prepare: Literal["nothing", "evict", "load"] = "nothing"
-    """What is done to the host cache: load other models before each measured request, or this one once."""
-    prepare_output_tokens: int = Field(default=10, ge=1)
-    num_requests: int = Field(default=100, ge=1)
-    first_after: float = Field(default=0.0, ge=0)
-    """Of an open loop: seconds before its arrivals begin, in which instances may start."""
-    arrivals: Arrivals | None = None
-    prompt: Lengths | None = None
-    output: Lengths | None = None
+from aebench.strict import Strict
+from aebench.workload_tables import Workload
 
 
 class Measure(Strict):
-    """``[measure]``: which requests count."""
+    """``[measure]``: which requests count, and what is made of them."""
+
+    LATER: ClassVar[tuple[str, ...]] = ("slo", "token_gaps", "breakdown")
 
     labels: list[str] | None = None
     drop_largest: int = Field(default=0, ge=0)
+    slo: list[Literal["ttft", "tpot"]] = Field(default=["ttft", "tpot"], min_length=1)
+    """Which SLOs ``slo_attainment`` and ``goodput`` are about."""
+    token_gaps: bool = True
+    """Whether logs keep the time of every token; without, ``itl_p99`` is empty."""
+    breakdown: list[Literal["application", "model"]] = Field(default=[])
+    """Tables beside ``summary.csv``, which has the columns about instances and their memory then."""
 
 
 class DeploymentTable(Strict):
-    """``[deployments.MODEL]``: the provider's table entry."""
+    """``[deployments.MODEL]``: the provider's table entry, or that of many models alike."""
 
     size_gb: float = Field(gt=0)
     ttft_slo: float = Field(gt=0)
@@ -80,14 +40,20 @@ class DeploymentTable(Strict):
     """Folder that a live run loads, below the folder of models; None: it is named like the architecture."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """Type of the weights; None: that of the table of architectures, fp16."""
+    copies: int | None = Field(default=None, ge=1)
+    """Deployed models of this kind, named ``MODEL/0``, ``MODEL/1``...; None: one, named ``MODEL``."""
+    application: str | None = Field(default=None, min_length=1)
+    """What its customers use it for."""
 
 
 class ExperimentFile(Strict):
     """``experiments/<paper>/<name>.toml``."""
 
+    LATER: ClassVar[tuple[str, ...]] = ("cache_gb",)
+
     title: str
     testbed: str
-    backend: list[Literal["sim", "live"]] = ["sim"]
+    backend: list[Literal["sim", "live"]] = Field(default=["sim"])
     system: str | None = None
     model: str | None = None
     gpu: str | None = None
@@ -95,71 +61,23 @@ class ExperimentFile(Strict):
     max_servers: int | None = Field(default=None, ge=1)
     cache_gib: float = Field(default=0.0, ge=0)
     """Host memory per server for weights that stay."""
+    cache_gb: float | dict[str, float] | None = None
+    """The same in GB, or by type of server in GB; None: as ``cache_gib`` says."""
     seconds_per_point: float = Field(default=0.1, gt=0)
     """Estimate for ``list`` and ``--dry-run``, on one core."""
     workload: Workload
     measure: Measure = Measure()
-    policy: dict[str, Any] = {}
+    policy: dict[str, Any] = Field(default={})
     deployments: dict[str, DeploymentTable]
     grid: dict[str, list[GridValue]]
-    exclude: list[dict[str, GridValue | list[GridValue]]] = []
-    when: dict[str, dict[str, dict[str, Any]]] = {}
+    exclude: list[dict[str, GridValue | list[GridValue]]] = Field(default=[])
+    when: dict[str, dict[str, dict[str, Any]]] = Field(default={})
     """``[when.KEY.VALUE]`` is merged over the experiment for points with KEY = VALUE."""
-    scale: dict[Literal["smoke"], dict[str, Any]] = {}
-    live: dict[str, Any] = {}
+    scale: dict[Literal["smoke"], dict[str, Any]] = Field(default={})
+    live: dict[str, Any] = Field(default={})
     """Merged over the experiment where it runs on this machine, then ``[live.DEVICE]`` and ``[live.smoke]``."""
-    sources: dict[str, str] = {}
+    sources: dict[str, str] = Field(default={})
     """Where numbers of this file come from, by key or table."""
-
-
-class Startup(Strict):
-    """``[server.NAME.startup]``; seconds and bytes per second."""
-
-    container: float = Field(ge=0)
-    libraries: float = Field(ge=0)
-    context: float = Field(ge=0)
-    engine: float = Field(ge=0)
-    first_step: float = Field(ge=0)
-    engine_load_gb_s: float = Field(gt=0)
-    jitter: float = Field(ge=0, lt=1)
-
-
-class ServerTable(Strict):
-    """``[server.NAME]``."""
-
-    gpu: str
-    num_gpus: int = Field(ge=1)
-    gpu_memory_gb: float = Field(gt=0)
-    dram_gb: float = Field(gt=0)
-    nic_gbps: float = Field(gt=0)
-    fetch_gb_s: float | None = Field(default=None, gt=0)
-    """None: whatever the NIC lets through."""
-    pcie_gb_s: float = Field(gt=0)
-    startup: Startup | None = None
-    """None: nobody has measured it, so only live runs know it."""
-    sources: dict[str, str]
-
-
-class TestbedTable(Strict):
-    """``[testbed.NAME]``."""
-
-    __test__ = False  # not a test class, whatever its name looks like to pytest
-
-    servers: dict[str, Annotated[int, Field(ge=1)]]
-    stores: int = Field(ge=1)
-    store_nic_gbps: float = Field(gt=0)
-    isolation: Literal["shared", "exclusive", "follows_system"] = "follows_system"
-    """How GPUs are lent: in slices, whole, or as each system needs them."""
-    source: str
-
-
-class TestbedsFile(Strict):
-    """``experiments/<paper>/testbeds.toml``."""
-
-    __test__ = False
-
-    server: dict[str, ServerTable]
-    testbed: dict[str, TestbedTable]
 
 
 class PaperFile(Strict):
@@ -168,40 +86,12 @@ class PaperFile(Strict):
     title: str
     venue: str
     about: str
-    topics: dict[str, list[str]] = {}
+    topics: dict[str, list[str]] = Field(default={})
     """Bare names for sets of this paper's figures."""
-    aliases: list[str] = []
+    aliases: list[str] = Field(default=[])
     """Figures of this paper that own their bare name."""
     says: str = "what the paper says"
     """What the claims are, above them; for a folder that no paper is behind."""
-
-
-class PlotTable(Strict):
-    """``plot = {...}`` of a figure."""
-
-    kind: str
-    x: str
-    y: str
-    series: str | None = None
-    panel: str | None = None
-    x_label: str = ""
-    y_label: str = ""
-
-
-class FigureFile(Strict):
-    """``figures/<paper>/figureN.toml``."""
-
-    shows: str
-    experiment: str
-    caption: str = ""
-    plot: PlotTable
-    paper: str | None = None
-    """CSV of the paper's points, in the same folder."""
-    paper_label: str = "paper"
-    """What the legend calls them."""
-    orientation: bool = False
-    """The paper's points were made on other hardware: shown beside what was measured, never compared with it."""
-    labels: dict[str, str] = {}
 
 
 FileModel = TypeVar("FileModel", bound=Strict)
@@ -234,7 +124,7 @@ def check(model: type[FileModel], tables: dict[str, Any], path: Path | str) -> F
 
 
 def _is_union_branch(part: int | str) -> bool:
-    return part in ("str", "int", "float", "bool", "[key]") or (isinstance(part, str) and part.startswith("list["))
+    return part in ("str", "int", "float", "bool", "[key]") or str(part).startswith(("list[", "dict["))
 
 
 def _explain(model: type[BaseModel], first: Any, where: list[str]) -> str:
@@ -250,6 +140,7 @@ def expectation(message: str) -> str:
     """What pydantic expected, in the words of TOML."""
     wanted = message.removeprefix("Input should be ")
     wanted = re.sub(r"^(greater|less) than", r"a number \1 than", wanted)
+    wanted = re.sub(r"^List should have (at least \d+ items?) .*", r"\1", wanted)
     wanted = re.sub(r"(, got | or instance of ).*", "", wanted)
     wanted = wanted.replace("a valid dictionary", "a table").replace("an object", "a table")
     return re.sub(r"^a valid ", "a ", wanted).replace("a integer", "an integer").replace("a list", "an array")

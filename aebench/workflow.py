@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from aebench import claims as claiming
-from aebench.catalog import Catalog, Declared
+from aebench.catalog import Catalog
 from aebench.choice import check_profile, choose
 from aebench.coverage import covered
+from aebench.declared import Declared
 from aebench.errors import LogError, SpecError, UsageError, near_misses
 from aebench.experiment import Experiment
 from aebench.figure import Figure, IsCalibrated
@@ -60,6 +61,7 @@ class Drawn:
     result: FigureResult
     log: RunLog
     summary: "pd.DataFrame"
+    """The rows that the figure is about."""
     calibrated: IsCalibrated
     caption: str
     files: tuple[Path, ...] = ()
@@ -93,12 +95,9 @@ def rehearse(catalog: Catalog, planned: Sequence[Planned]) -> None:
     import pandas as pd
 
     from aebench.figure import cells
-    from aebench.metrics import METRICS
     from aebench.plotting.draw import KINDS
 
     for each in planned:
-        keys = each.experiment.grid_keys
-        nothing = pd.DataFrame(columns=[*keys, "seed", *METRICS])
         for declared in each.declared:
             declared = catalog.figure_in(declared, each.experiment.world)
             figure = catalog.figure(declared, each.experiment)
@@ -107,7 +106,9 @@ def rehearse(catalog: Catalog, planned: Sequence[Planned]) -> None:
                 close = near_misses(figure.plot.kind, KINDS)
                 message = f"unknown kind {figure.plot.kind!r}.{close} Known: {', '.join(sorted(KINDS))}"
                 raise SpecError(declared.path, "plot.kind", message)
-            claiming.evaluate(figure.claims.claims, nothing, grid_keys=keys, calibrated=lambda _: False, path=path)
+            view = figure.view
+            nothing = view.rows(pd.DataFrame(columns=[*view.table_keys, "seed", *view.metrics]))
+            claiming.evaluate(figure.claims.claims, nothing, grid_keys=view.keys, calibrated=lambda _: False, path=path)
             cells(figure, nothing, lambda _: False)
 
 
@@ -139,8 +140,11 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
     declared = catalog.figure_in(declared, world)
     experiment = catalog.experiment(declared.experiment_id, world=world)
     figure = catalog.figure(declared, experiment)
-    summary = log.summary() if fill is None else filled(log.summary(), fill.summary(), experiment.grid_keys)
-    _check_columns(log, summary, figure)
+    view = figure.view
+    table = log.table(view.table)
+    table = table if fill is None else filled(table, fill.table(view.table), experiment.grid_keys)
+    _check_columns(log, table, figure)
+    summary = view.rows(table)
     calibration = catalog.calibration(declared.paper)
 
     def calibrated(keys: Any) -> bool:
@@ -149,11 +153,11 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
     judgements = claiming.evaluate(
         figure.claims.claims,
         summary,
-        grid_keys=log.manifest.grid_keys,
+        grid_keys=view.keys,
         calibrated=calibrated,
         path=declared.path.with_suffix(".claim"),
     )
-    have = [dict(zip(experiment.grid_keys, row, strict=True)) for row in cells_of(summary, experiment.grid_keys)]
+    have = [dict(zip(experiment.grid_keys, row, strict=True)) for row in cells_of(table, experiment.grid_keys)]
     judgements = [covered(judgement, figure.grid, have) for judgement in judgements]
     result = FigureResult(
         figure_id=declared.figure_id,
@@ -250,12 +254,13 @@ def _refuse_twice(settings: Sequence[str]) -> None:
 def _check_columns(log: RunLog, summary: "pd.DataFrame", figure: Figure) -> None:
     from pandas.api.types import is_numeric_dtype
 
-    for column in (*log.manifest.grid_keys, "seed", figure.plot.y):
+    path = log.folder / f"{figure.view.table}.csv"
+    for column in (*figure.view.table_keys, "seed", figure.plot.y):
         if column not in summary.columns:
-            raise SpecError(log.folder / "summary.csv", column, "this column is missing. Run again with --resume")
+            raise SpecError(path, column, "this column is missing. Run again with --resume")
     if not is_numeric_dtype(summary[figure.plot.y]):
         message = "expected numbers only. Run again with --resume"
-        raise SpecError(log.folder / "summary.csv", figure.plot.y, message)
+        raise SpecError(path, figure.plot.y, message)
 
 
 def _caption(declared: Declared, log: RunLog) -> str:
@@ -267,6 +272,7 @@ def _caption(declared: Declared, log: RunLog) -> str:
         seeds=log.manifest.seeds,
         variant=policy.get("variant"),
         hardware=log.manifest.measured,
+        kind=declared.file.plot.kind,
     )
     parts = (declared.file.caption, run_text, *_checkpoints(log), changes(log), log.manifest.late_clock)
     return " ".join(part for part in parts if part)

@@ -10,9 +10,9 @@ from matplotlib.ticker import PercentFormatter
 
 from aebench.figure import Cell, Figure, PlotSpec, Spread, value_text, values_in_order
 from aebench.plotting import style
+from aebench.plotting.panels import PANELS_PER_ROW, Panel, panel_axes, panels
 
 MAX_LABELLED_BARS = 12
-PANELS_PER_ROW = 3
 GROUP_WIDTH = 0.82
 LONE_BAR_WIDTH = 0.62
 WIDE_FROM_BARS = 16
@@ -22,19 +22,9 @@ AXES_SHARE = 0.88  # of the width; the rest is the y axis and its label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Panel:
-    """One panel: its cells, and the x values that occur among them."""
-
-    value: str
-    xs: Sequence[str]
-    cells: Sequence[Cell]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """How the panels share the page, in inches."""
 
-    columns: int
     rows: int
     ratios: Sequence[int]
     """Relative widths of the columns."""
@@ -70,12 +60,12 @@ class Bar:
 def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     """The figure's canvas; every panel shares the y axis."""
     plot = figure.plot
-    panels, series = _panels(plot, found), values_in_order(plot, plot.series, found)
-    layout = _layout(plot, panels, len(series))
+    shown, series = panels(plot, found), values_in_order(plot, plot.series, found)
+    layout = _layout(plot, shown, len(series))
     canvas = Canvas(figsize=(layout.width, 0.75 + 1.95 * layout.rows), layout="constrained")
-    axes = _axes(canvas, layout, len(panels))
+    axes = panel_axes(canvas, len(shown), layout.ratios)
     top = _top(found)
-    for index, (panel, ax) in enumerate(zip(panels, axes, strict=True)):
+    for index, (panel, ax) in enumerate(zip(shown, axes, strict=True)):
         _draw_panel(plot, panel, series, ax, top)
         _name_axes(plot, panel, ax, layout.slot)
         ax.set_ylabel(plot.y_label if index % PANELS_PER_ROW == 0 else "")
@@ -84,38 +74,21 @@ def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     return canvas
 
 
-def _panels(plot: PlotSpec, found: Sequence[Cell]) -> list[Panel]:
-    panels = []
-    for value in values_in_order(plot, plot.panel, found):
-        cells = [cell for cell in found if plot.panel is None or cell.keys[plot.panel] == value]
-        panels.append(Panel(value=value, xs=values_in_order(plot, plot.x, cells), cells=cells))
-    return panels
-
-
-def _layout(plot: PlotSpec, panels: Sequence[Panel], num_series: int) -> Layout:
+def _layout(plot: PlotSpec, shown: Sequence[Panel], num_series: int) -> Layout:
     """Narrow for a few bars whose labels fit, else the page's width."""
-    columns = min(len(panels), PANELS_PER_ROW)
-    one_row = len(panels) == columns
-    num_xs = [len(panel.xs) for panel in panels]
+    columns = min(len(shown), PANELS_PER_ROW)
+    one_row = len(shown) == columns
+    num_xs = [len(panel.xs) for panel in shown]
     num_slots = sum(num_xs) if one_row else columns * max(num_xs)
-    widest = max(style.text_width(plot.label(x)) for panel in panels for x in panel.xs)
+    widest = max(style.text_width(plot.label(x)) for panel in shown for x in panel.xs)
     few = num_series * sum(num_xs) < WIDE_FROM_BARS and widest <= style.NARROW_WIDTH * AXES_SHARE / num_slots
     width = style.NARROW_WIDTH if few else style.PAGE_WIDTH
     return Layout(
-        columns=columns,
-        rows=-(-len(panels) // columns),
+        rows=-(-len(shown) // columns),
         ratios=num_xs if one_row else [1] * columns,
         width=width,
         slot=width * AXES_SHARE / num_slots,
     )
-
-
-def _axes(canvas: Canvas, layout: Layout, count: int) -> list[Axes]:
-    grid = canvas.subplots(layout.rows, layout.columns, sharey=True, squeeze=False, width_ratios=layout.ratios)
-    flat: list[Axes] = list(grid.flat)
-    for unused in flat[count:]:
-        unused.remove()
-    return flat[:count]
 
 
 def _top(found: Sequence[Cell]) -> float:
@@ -170,8 +143,7 @@ def _draw_measured(bar: Bar, ax: Axes, top: float) -> None:
     )
     if measured.num_seeds > 1:
         below, above = measured.mean - measured.low, measured.high - measured.mean
-        whisker: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.6, "capthick": 0.7, "ecolor": style.INK}
-        ax.errorbar([at], [measured.mean], yerr=[[below], [above]], fmt="none", zorder=5, **whisker)
+        ax.errorbar([at], [measured.mean], yerr=[[below], [above]], fmt="none", zorder=5, **style.WHISKER)
 
 
 def _draw_paper(bar: Bar, ax: Axes) -> None:

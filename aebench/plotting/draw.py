@@ -33,27 +33,35 @@ def draw(
         message = f"unknown kind {figure.plot.kind!r}.{near_misses(figure.plot.kind, KINDS)} Known: {known}"
         raise SpecError(figure.figure_id, "plot.kind", message)
     found = cells(figure, summary, calibrated)
-    if not found:
+    if not found and figure.paper_bars is None:
         raise LogError(
             f"{figure.figure_id}: nothing to draw, the log has none of its points. Run: aebench run {figure.figure_id}"
         )
+    return write_canvas(lambda: KINDS[figure.plot.kind](figure, found, caption), out_stem)
+
+
+def write_canvas(make: Callable[[], Canvas], out_stem: Path) -> list[Path]:
+    """What ``make`` draws in the style of every figure, as .pdf, .png and .svg; all are rendered before any is
+    written."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(RC)
-        canvas = KINDS[figure.plot.kind](figure, found, caption)
+        canvas = make()
         rendered = {suffix: _render(canvas, suffix) for suffix in FORMATS}
     return [_write(Path(f"{out_stem}.{suffix}"), content) for suffix, content in rendered.items()]
 
 
-def describe_run(*, backend: str, seeds: Sequence[int], variant: str | None = None, hardware: str | None = None) -> str:
-    """The caption of a figure: where its values come from, over which seeds, under which variant."""
+def describe_run(
+    *, backend: str, seeds: Sequence[int], variant: str | None = None, hardware: str | None = None, kind: str = "bars"
+) -> str:
+    """The caption of a figure of that kind: where its values come from, over which seeds, under which variant."""
     source = {"sim": "Simulated", "live": "Measured on the live backend"}.get(backend, backend)
     if hardware is not None:
         source = f"{source}: {hardware}" if backend == "live" else f"{source} from a profile of {hardware}"
     parts = [source, _seeds_text(sorted(seeds))]
     if len(seeds) > 1:
         whisker = "the range of both seeds" if len(seeds) == 2 else "the 95% t-interval of the mean"
-        parts.append(f"bars are means, whiskers {whisker}")
+        parts.append(f"{'points' if kind == 'lines' else 'bars'} are means, whiskers {whisker}")
     if variant is not None:
         parts.append(f"variant “{variant}”")
     return "; ".join(part for part in parts if part) + "."
@@ -87,5 +95,17 @@ def _bars(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     return bars.draw(figure, found, caption)
 
 
-KINDS: dict[str, Kind] = {"bars": _bars}
+def _lines(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import lines
+
+    return lines.draw(figure, found, caption)
+
+
+def _ratio_bars(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import ratio_bars
+
+    return ratio_bars.draw(figure, found, caption)
+
+
+KINDS: dict[str, Kind] = {"bars": _bars, "lines": _lines, "ratio_bars": _ratio_bars}
 """How each ``plot.kind`` is drawn; a kind's module is imported when one is drawn."""

@@ -21,6 +21,8 @@ SMALL = 6.3
 # Paul Tol's "muted" scheme, ordered so that neighbours differ in lightness as well as in hue.
 PALETTE = ("#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#882255", "#999933", "#AA4499")
 LONE_COLOR = "#4477AA"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
+"""Shapes of series on lines, beside ``PALETTE``: series are told apart in grey too."""
 INK = "#1a1a1a"
 FAINT = "#8a8a8a"
 GRID = "#e3e3e3"
@@ -72,6 +74,32 @@ ABSENT_MARK: dict[str, Any] = {
 }
 
 
+MEASURED_LINE: dict[str, Any] = {"linestyle": "-", "linewidth": 1.2}
+HISTORY_LINE: dict[str, Any] = {"linestyle": (0, (1, 1.2)), "linewidth": 1.0}
+PAPER_LINE: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 0.7}
+POINT: dict[str, Any] = {"linestyle": "none", "markersize": 4.8, "markeredgewidth": 0.8, "clip_on": False}
+"""A point of a line; a paper's is hollow and smaller, so that neither hides the other; one from shipped history is half
+filled."""
+CALIBRATED_FRAME: dict[str, Any] = {**CALIBRATED_MARK, "markersize": 7.0, "markerfacecolor": "none"}
+"""Around a paper's point of a line, whose shape says which series it is of."""
+WHISKER: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.6, "capthick": 0.7, "ecolor": INK}
+
+
+def measured_point(color: str, marker: str) -> dict[str, Any]:
+    """Look of a measured point of a line."""
+    return {**POINT, "marker": marker, "markerfacecolor": color, "markeredgecolor": color}
+
+
+def history_point(color: str, marker: str) -> dict[str, Any]:
+    """Look of a point of a line that was filled in from a shipped log."""
+    return {**measured_point(color, marker), "fillstyle": "left", "markerfacecoloralt": "white"}
+
+
+def paper_point(color: str, marker: str) -> dict[str, Any]:
+    """Look of the paper's point beside a line."""
+    return {**measured_point(color, marker), "markersize": 3.4, "markerfacecolor": "white"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """One legend entry."""
@@ -94,6 +122,11 @@ def history_patch() -> Entry:
 def orientation_patch(label: str) -> Entry:
     """Legend entry of a paper's bars that stand beside the measured ones."""
     return Entry(handle=Patch(edgecolor=INK, **ORIENTATION_BAR), label=label)
+
+
+def framed(look: dict[str, Any], label: str) -> Entry:
+    """Legend entry of a frame."""
+    return Entry(handle=Patch(**look), label=label)
 
 
 def mark(look: dict[str, Any], label: str) -> Entry:

@@ -11,12 +11,16 @@ PAPER_TOML: Cases = [
     ('aliases = ["figure7"', 'aliases = ["figure77"', ", aliases: there is no figures/hydraserve/figure77.toml"),
     (
         'coldstart = ["figure7"',
-        'coldstart = ["figure9"',
-        ", topics.coldstart: there is no figures/hydraserve/figure9.toml",
+        'coldstart = ["figure99"',
+        ", topics.coldstart: there is no figures/hydraserve/figure99.toml",
     ),
 ]
 FIGURE8_TOML: Cases = [
-    ('kind = "bars"', 'kind = "bras"', ", plot.kind: unknown kind 'bras'. Did you mean bars? Known: bars"),
+    (
+        'kind = "bars"',
+        'kind = "bras"',
+        ", plot.kind: unknown kind 'bras'. Did you mean bars? Known: bars, lines, ratio_bars",
+    ),
     ('x = "step"', 'x = "stepp"', ", plot: the experiment has no grid key 'stepp'. Known: pair, step"),
     (
         'y = "ttft_mean"',
@@ -32,7 +36,7 @@ FIGURE8_TOML: Cases = [
         "captoin ",
         (
             ", captoin: unknown key. Did you mean caption? Known: caption, experiment, labels, orientation, paper, "
-            "paper_label, plot, shows"
+            "paper_bars, paper_label, plot, ratio, shows, table, where"
         ),
     ),
     (

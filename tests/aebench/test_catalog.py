@@ -39,6 +39,10 @@ def meant(catalog: Catalog, *names: str) -> list[str]:
         ("breakdown", IDS[1:2]),
         ("hydraserve/cold_start", IDS[:1]),
         ("hello", IDS[2:]),
+        ("figure13", ["hydraserve/figure13a", "hydraserve/figure13b"]),
+        ("hydraserve/figure13", ["hydraserve/figure13a", "hydraserve/figure13b"]),
+        ("end-to-end", [f"hydraserve/figure{name}" for name in ("9", "11", "13a", "13b")]),
+        ("hydraserve/end_to_end", ["hydraserve/figure9"]),
         ("all", IDS),
     ],
 )
@@ -107,3 +111,46 @@ def test_a_variable_names_another_root(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "none"))
     with pytest.raises(NotFoundError, match=r"AEBENCH_ROOT=.*/none: expected a folder that holds experiments/"):
         Catalog()
+
+
+def test_a_topic_of_one_paper_is_named_with_it_where_two_have_it(tmp_path: Path) -> None:
+    catalog = Catalog(make_root(tmp_path, "twin"))
+    assert meant(catalog, "twin/figure13") == ["twin/figure13a", "twin/figure13b"]
+    assert len(meant(catalog, "figure13")) == 4
+    assert catalog.is_group("twin/figure13")
+
+
+BREAKS = [
+    ("experiments/twin/paper.toml", b"title = [", "paper.toml: not valid TOML"),
+    ("figures/twin/figure8.toml", b"shows = 3", "figure8.toml"),
+    ("figures/twin/figure8.toml", b"\xff", "figure8.toml: not UTF-8 text"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "said"), BREAKS, ids=[name for name, _, _ in BREAKS])
+def test_a_broken_file_of_one_paper_stops_what_may_be_of_that_paper_only(
+    tmp_path: Path, name: str, content: bytes, said: str
+) -> None:
+    root = make_root(tmp_path, "twin")
+    (root / name).write_bytes(content)
+    (root / "figures" / "hydraserve" / "mine.toml").write_bytes(
+        (root / "figures" / "hydraserve" / "figure8.toml").read_bytes()
+    )
+    catalog = Catalog(root)
+    for fine in ("hydraserve/figure7", "hydraserve/figure13", "hydraserve", "mine", "live/ttft"):
+        assert meant(catalog, fine)
+    for may_be_its in ("twin", "twin/figure7", "figure7", "figure8", "all", "no-such-name"):
+        with pytest.raises(SpecError, match=said):
+            catalog.resolve([may_be_its])
+
+
+@pytest.mark.parametrize("name", ["experiments/live/paper.toml", "experiments/live/two_instances.toml"])
+def test_a_broken_file_of_one_paper_is_named_in_the_list_of_all(tmp_path: Path, name: str) -> None:
+    checkout = make_checkout(tmp_path)
+    (checkout.root / name).write_text("title = [")
+    listed = checkout.aebench("list")
+    assert listed.exit_code == 0
+    assert "hydraserve/figure7" in listed.output
+    assert f"cannot be read: ROOT/{name}: not valid TOML" in checkout.short(listed.output)
+    assert f"ROOT/{name}: not valid TOML" in checkout.refusal(checkout.aebench("list", "live"))
+    assert checkout.run("hydraserve/hello", "--dry-run").exit_code == 0

@@ -14,7 +14,9 @@ from tests.aebench.checkout import Checkout, make_checkout
 HEAVY = ("pandas", "numpy", "pyarrow", "matplotlib", "pydantic", "scipy", "jinja2")
 COMMANDS = (
     "calibrate", "completion", "diff", "doctor", "list", "model", "plot", "report", "run", "serve", "storage",
+    "trace",
 )  # fmt: skip
+FIGURES = "".join(f"plain,figure{number}\n" for number in (7, 8, 9, 11, "13a", "13b", 13))
 POINTS = [f"pair=llama2-13b-v100,step={step}" for step in ("vllm", "prefetch", "stream", "overlap", "parallel")]
 
 
@@ -179,7 +181,7 @@ def test_completion_is_a_script_for_the_shell(idle: Checkout, shell: str) -> Non
     assert f"_AEBENCH_COMPLETE={shell}_complete" in result.stdout
 
 
-@pytest.mark.parametrize(("root", "said"), [("", "plain,figure7\nplain,figure8\n"), ("/nowhere", "")])
+@pytest.mark.parametrize(("root", "said"), [("", FIGURES), ("/nowhere", "")])
 def test_names_are_completed_and_a_missing_root_completes_to_nothing(idle: Checkout, root: str, said: str) -> None:
     environment = {
         **os.environ,
@@ -198,7 +200,7 @@ REFUSED: list[tuple[str, str]] = [
     ("run", f"{RUN_USAGE}Missing argument 'WHAT...'."),
     ("run figure7 --jobs 0", f"{RUN_USAGE}Invalid value for '--jobs': 0 is not in the range 1<=x<=1024."),
     ("run figure7 --runs 0", f"{RUN_USAGE}Invalid value for '--runs': 0 is not in the range 1<=x<=1000."),
-    ("run figre7", "Error: no figure, paper or topic 'figre7'. Did you mean figure7 or figure8?"),
+    ("run figre7", "Error: no figure, paper or topic 'figre7'. Did you mean figure7 or figure9 or figure8?"),
     ("run hello --backend live", "Error: hydraserve/hello does not run on --backend live, only on: sim"),
     (
         "run figure7 --resume",

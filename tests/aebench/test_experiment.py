@@ -18,7 +18,7 @@ BREAKDOWN_TOML: Cases = [
         "testbed = ",
         "testbd = ",
         (
-            ", testbd: unknown key. Did you mean testbed? Known: backend, cache_gib, deployments, "
+            ", testbd: unknown key. Did you mean testbed? Known: backend, cache_gb, cache_gib, deployments, "
             "exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
             "testbed, title, when, workload"
         ),
@@ -27,9 +27,9 @@ BREAKDOWN_TOML: Cases = [
         "repeats ",
         "repeat ",
         (
-            ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: arrivals, first_after, gap, kind,"
-            " num_requests, output, output_tokens, phase, prepare, prepare_output_tokens, prompt, "
-            "prompt_tokens, repeats"
+            ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: applications, arrivals, duration, "
+            "first_after, gap, kind, num_requests, output, output_tokens, phase, prepare, prepare_output_tokens, "
+            "prompt, prompt_tokens, repeats, trace"
         ),
     ),
     ("repeats       = 3", 'repeats = "three"', ", workload.repeats: expected an integer, got 'three'"),
@@ -38,12 +38,15 @@ BREAKDOWN_TOML: Cases = [
     (
         'testbed = "testbed_i"',
         'testbed = "testbed_l"',
-        ", testbed: unknown testbed 'testbed_l'. Did you mean testbed_i? Known: testbed_i, live_cpu, live_h200",
+        (
+            ", testbed: unknown testbed 'testbed_l'. Did you mean testbed_i or testbed_ii? Known: testbed_i, "
+            "testbed_ii, live_cpu, live_h200"
+        ),
     ),
     (
         '[workload]\nkind          = "cold_requests"',
         '[workload]\nkind = "cold_request"',
-        ", workload.kind: expected 'cold_requests' or 'open_loop', got 'cold_request'",
+        ", workload.kind: expected 'cold_requests', 'open_loop' or 'serverless', got 'cold_request'",
     ),
     (
         '"prefetch", "stream"',
@@ -68,7 +71,7 @@ BREAKDOWN_TOML: Cases = [
         (
             ", system: unknown system 'serverles_vllm'. Did you mean serverless_vllm or serverlessllm? "
             "Known: serverless_vllm, serverlessllm, serverlessllm_with_cached_model, "
-            "hydraserve_with_single_worker, hydraserve, fixed_instances"
+            "hydraserve_with_single_worker, hydraserve, hydraserve_with_cache, fixed_instances"
         ),
     ),
     ('gpu   = "v100"', 'gpu   = "v1000"', ", gpu: unknown GPU 'v1000'. Did you mean v100? Known: a10, v100, h200, cpu"),
@@ -91,9 +94,9 @@ BREAKDOWN_TOML: Cases = [
         "policy = { overlaps",
         (
             ", policy.overlaps: unknown knob of hydraserve 'overlaps'. Did you mean overlap? Known: "
-            "prefetch, stream, overlap, parallel, sizing, variant, max_pipeline_size, small_model, "
-            "kv_reserve, leftover, batch_size, max_step_tokens, after_fetch, hop, imbalance, "
-            "grace_period, interval"
+            "prefetch, stream, overlap, parallel, sizing, variant, max_pipeline_size, contention_aware, consolidate, "
+            "consolidate_full, migrate, cache, small_model, kv_reserve, leftover, batch_size, max_step_tokens, "
+            "after_fetch, hop, imbalance, grace_period, interval, network_poll, exclusive_poll"
         ),
     ),
     (
@@ -111,9 +114,9 @@ BREAKDOWN_TOML: Cases = [
         "[deployments]",
         "[deployment]",
         (
-            ", deployment: unknown key. Did you mean deployments? Known: backend, cache_gib, deployments,"
-            " exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, sources, "
-            "system, testbed, title, when, workload"
+            ", deployment: unknown key. Did you mean deployments? Known: backend, cache_gb, cache_gib, "
+            "deployments, exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, "
+            "sources, system, testbed, title, when, workload"
         ),
     ),
     ("[when.step.vllm]", "[when.stepp.vllm]", ", when: unknown grid key 'stepp'. Did you mean step? Known: pair, step"),
@@ -126,9 +129,9 @@ BREAKDOWN_TOML: Cases = [
         'pair = ["llama2-13b-v100", "llama2-7b-a10"]',
         'system = ["hydraserv"]',
         (
-            ", grid.system[0]: unknown system 'hydraserv'. Did you mean hydraserve? Known: "
+            ", grid.system[0]: unknown system 'hydraserv'. Did you mean hydraserve or hydraserve_with_cache? Known: "
             "serverless_vllm, serverlessllm, serverlessllm_with_cached_model, "
-            "hydraserve_with_single_worker, hydraserve, fixed_instances"
+            "hydraserve_with_single_worker, hydraserve, hydraserve_with_cache, fixed_instances"
         ),
     ),
     (
@@ -148,6 +151,22 @@ BREAKDOWN_TOML: Cases = [
 TESTBEDS_TOML: Cases = [
     ('gpu           = "a10"', 'gpu = "a100"', ", server.a10x1.gpu: unknown GPU 'a100'. Known: a10, v100, h200, cpu"),
     ("a10x1 = 4", "a10x2 = 4", ", testbed.testbed_i.servers: no [server.a10x2]"),
+    (
+        'like          = "a10x1"',
+        'like = "a10x"',
+        " with calibration.toml, server.a10x4.like: expected another server, got 'a10x'. Did you mean a10x1 or v100x4? "
+        "Known: a10x1, v100x4, cpu_process, h200_slice",
+    ),
+    (
+        'gpu           = "a10"',
+        'like = "v100x4"',
+        " with calibration.toml, server.a10x4.like: expected a server that takes after none, but a10x1 does",
+    ),
+    (
+        'assignment     = "best_fit"',
+        'assignment = "bestfit"',
+        " with calibration.toml, testbed.testbed_ii.assignment: expected 'largest' or 'best_fit', got 'bestfit'",
+    ),
     (
         "stores         = 2",
         "stores = 0",

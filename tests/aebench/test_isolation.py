@@ -102,3 +102,27 @@ def test_a_worker_honours_the_isolation_of_its_point_and_refuses_a_contradiction
     with pytest.raises(IsolationMismatch, match=f"the testbed's are {isolation}"):
         execute(point, records.append)
     assert records == []
+
+
+@pytest.mark.parametrize(
+    ("isolation", "system", "needed"),
+    [("shared", "serverlessllm", "exclusive"), ("exclusive", "hydraserve", "shared")],
+)
+def test_a_system_of_the_end_to_end_experiment_is_refused_on_a_testbed_set_to_the_other_mode(
+    checkout: Checkout, isolation: str, system: str, needed: str
+) -> None:
+    path = checkout.path("testbeds.toml")
+    mine = '[testbed.mine]\nservers = { a10x4 = 2, v100x4 = 4 }\nstores = 6\nstore_nic_gbps = 32\nsource = "ours"\n'
+    path.write_text(f'{path.read_text()}\n{mine}isolation = "{isolation}"\n')
+    words = ("hydraserve/end_to_end", "--set", f"grid.system={system}", "--set", "testbed=mine")
+    assert checkout.refusal(checkout.run(*words)) == (
+        f"Error: ROOT/experiments/hydraserve/end_to_end.toml with --set grid.system={system} --set testbed=mine, "
+        f"testbed: {system} needs {needed} GPUs, mine has isolation = '{isolation}' in testbeds.toml. "
+        f"Expected '{needed}' or 'follows_system'"
+    )
+    assert not checkout.logs.exists()
+    other = {"serverlessllm": "hydraserve", "hydraserve": "serverlessllm"}[system]
+    allowed = checkout.run(
+        "hydraserve/end_to_end", "--set", f"grid.system={other}", "--set", "testbed=mine", "--dry-run"
+    )
+    assert allowed.exit_code == 0, allowed.output

@@ -10,9 +10,10 @@ import pytest
 from aebench import live_point, machine
 from aebench.catalog import Catalog
 from aebench.errors import UsageError
-from aebench.execute import evicting, model_specs, setup
+from aebench.execute import deployments, model_specs, setup
 from aebench.live_point import prepared
 from aebench.point import Point
+from aebench.workloads import evicting
 from aebench.world import World
 from serving.live.config import DTYPES, ModelConfig
 from serving.live.layout import layout
@@ -127,7 +128,7 @@ def test_sizes_of_live_points_are_those_of_the_checkpoint(models: Path) -> None:
     found = model_specs(spec)
     assert [model.num_layers for model in found.values()] == [4, 4]
     assert [deployment.spec.hidden for deployment in setup(spec, 0).deployments] == [16, 16]
-    assert evicting(spec) == ["smollm2-135m-twin"]
+    assert evicting(spec, deployments(spec)) == ["smollm2-135m-twin"]
 
 
 @pytest.fixture(scope="module")

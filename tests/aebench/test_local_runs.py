@@ -9,6 +9,7 @@ from aebench import commands, workflow
 from aebench.catalog import Catalog
 from aebench.errors import UsageError
 from aebench.figure import Cell, cells
+from aebench.figure_files import read_claims
 from aebench.hosts.local import LocalHost
 from aebench.logs import RunLog
 from aebench.plotting import style
@@ -260,6 +261,6 @@ def test_a_prediction_is_compared_with_what_it_predicts_by_the_name_of_the_run(r
 def test_laws_of_the_live_folder_are_claims_of_local_runs_only() -> None:
     catalog = Catalog()
     declared = catalog.figures["live/ttft"]
-    assert catalog.claims(declared).claims == ()
-    assert len(catalog.claims(catalog.figure_in(declared, World("live", "cpu"))).claims) == 3
+    assert read_claims(declared).claims == ()
+    assert len(read_claims(catalog.figure_in(declared, World("live", "cpu"))).claims) == 3
     assert catalog.papers["live"].says == "what is claimed"

@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aebench.errors import LogError
-from aebench.log_format import arrow_schema, decode, encode
+from aebench.log_format import arrow_schema, encode
 from aebench.logs import RunLog
-from aebench.point_log import lines_path, sealed_path
-from serving.records import DecisionRecord, Record, RequestRecord
+from aebench.point_log import PointWriter, lines_path, read_point, sealed_path
+from aebench.record_columns import decode
+from serving.records import DecisionRecord, PauseRecord, Record, RequestRecord, StageRecord, WorkerRecord
 from tests.aebench.fake_execute import make_point, make_request, make_stage
 from tests.aebench.test_logs import make_log, seal, write_lines
 
@@ -54,7 +55,11 @@ def test_columns_of_lists_have_the_type_of_their_items() -> None:
 
 
 def test_fields_that_were_appended_are_the_last_columns() -> None:
-    assert arrow_schema().names[-7:] == ["at", "hook", "action", "detail", "servers", "memory", "from_cache"]
+    names = arrow_schema().names
+    before = ["at", "hook", "action", "detail", "servers", "memory", "from_cache"]
+    assert names[names.index("at") :][:7] == before
+    worker = ["gpu", "worker_memory", "ready_at", "last_busy_at"]  # a decision's memory is a list
+    assert names[names.index("from_cache") + 1 :] == [*worker, "paused_at", "resumed_at", "reason"]
 
 
 @settings(max_examples=30, deadline=None)
@@ -111,3 +116,44 @@ def test_a_record_without_a_field_that_every_log_has_is_damaged() -> None:
     with pytest.raises(LogError, match=r"a request record lacks \['token_gaps'\]"):
         decode(request, "here")
     assert isinstance(decode({**request, "token_gaps": []}, "here"), RequestRecord)
+
+
+WORKER = WorkerRecord(
+    instance=1,
+    rank=0,
+    model="m",
+    server="s",
+    gpu="s/gpu0",
+    memory=18e9,
+    started_at=0.5,
+    ready_at=4.0,
+    last_busy_at=None,
+    ended_at=None,
+)
+PAUSE = PauseRecord(request_id=3, instance=1, paused_at=1.0, resumed_at=1.25, num_bytes=1e6, reason="kv migration")
+
+
+def test_workers_and_pauses_come_back_exactly_from_both_formats(tmp_path: Path) -> None:
+    log = make_log(tmp_path)
+    records = [WORKER, make_request(), PAUSE, NEW, dataclasses.replace(WORKER, rank=1, ended_at=9.5)]
+    with PointWriter(log.points_folder, make_point()) as writer:
+        for record in records:
+            writer.write(record)
+        writer._flush()
+        assert log.records(make_point()) == records
+        writer.seal()
+    assert log.records(make_point()) == records
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_of_rows_that_have_a_column_only_some_are_read_and_rows_without_it_all(tmp_path: Path, sealed: bool) -> None:
+    log = make_log(tmp_path)
+    with PointWriter(log.points_folder, make_point()) as writer:
+        for record in (make_stage(stage="load"), make_request(), make_stage(stage="consolidation"), NEW):
+            writer.write(record)
+        writer._flush()
+        if sealed:
+            writer.seal()
+    wanted = (StageRecord, RequestRecord)
+    found = read_point(log.points_folder, make_point(), wanted, {"stage": ["consolidation"]})
+    assert found == [make_request(), make_stage(stage="consolidation")]

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 
 from aebench import log_format, run_manifest
 from aebench.errors import LogError
-from aebench.log_format import arrow_schema, decode, encode
+from aebench.log_format import arrow_schema, encode
 from aebench.logs import RunLog, find_runs
 from aebench.point import Point
 from aebench.point_log import PointWriter, lines_path, sealed_path
+from aebench.record_columns import decode
 from aebench.run_manifest import RunManifest
 from serving.records import Record, RequestRecord, StageRecord
 from tests.aebench.fake_execute import make_decision, make_point, make_request, make_stage
@@ -371,7 +372,7 @@ def test_the_lock_of_a_run_that_was_killed_is_free_and_its_leftovers_are_swept(t
 def test_the_summary_reads_back_exactly_and_absent_is_an_empty_cell(tmp_path: Path) -> None:
     log = make_log(tmp_path)
     frame = pd.DataFrame({"system": ["none", "NA"], "ttft_mean": [0.1 + 0.2, None], "n": [1, 2]})
-    log.write_summary(frame)
+    log.write_table("summary", frame)
     assert log.read("summary.csv") == "system,ttft_mean,n\nnone,0.30000000000000004,1\nNA,,2\n"
     pd.testing.assert_frame_equal(log.summary(), frame, check_dtype=False, check_exact=True)
 

@@ -1,0 +1,104 @@
+"""Tables: what is made of a run's records: ``summary.csv`` with a row a point, and where an experiment breaks that
+down, tables with a row an application and a row a model.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from aebench.breakdown import APPLICATION_METRICS, MODEL_METRICS, Row, application_rows, model_rows
+from aebench.log_format import NO_MATTER, Only
+from aebench.logs import SUMMARY
+from aebench.metrics import METRICS, measured, summarise
+from aebench.point import Point
+from aebench.resources import ONLY, RESOURCE_METRICS, WANTED, Observed, grace_period
+from serving.records import DecisionRecord, PauseRecord, Record, RequestRecord, StageRecord, WorkerRecord
+
+if TYPE_CHECKING:  # pandas takes 0.4 s to import, and only the tables need it
+    import pandas as pd
+
+
+class PointLog(Protocol):
+    """What tables are made of: the sealed points of a run."""
+
+    def is_sealed(self, point: Point) -> bool:
+        """Whether the point's records are complete and made from its spec."""
+
+    def records(self, point: Point, wanted: Sequence[type[Record]], only: Only = NO_MATTER) -> list[Record]:
+        """The point's records of some types, ``only`` those with certain values."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """A kind of table."""
+
+    keys: tuple[str, ...]
+    """Columns between the seed and the metrics that tell the rows of a point apart."""
+    metrics: tuple[str, ...]
+    """The other columns."""
+    rows: Callable[[Observed, Mapping[str, Any]], Iterator[Row]]
+
+
+BREAKDOWNS = {
+    "application": Table(keys=("application",), metrics=tuple(APPLICATION_METRICS), rows=application_rows),
+    "model": Table(keys=("application", "model"), metrics=tuple(MODEL_METRICS), rows=model_rows),
+}
+"""Tables beside the summary, by what ``measure.breakdown`` calls them."""
+
+
+def tables_of(breakdown: Sequence[str]) -> dict[str, Table]:
+    """The tables that a run has by the names of their files, by what its experiment breaks down."""
+    more = tuple(RESOURCE_METRICS) if breakdown else ()
+    summary = Table(keys=(), metrics=(*METRICS, *more), rows=_summary_row)
+    return {SUMMARY: summary, **{f"by_{part}": BREAKDOWNS[part] for part in breakdown}}
+
+
+def table_frames(log: PointLog, points: Sequence[Point]) -> "dict[str, pd.DataFrame]":
+    """Every table of the sealed points, in grid order: the grid keys, the seed, the table's keys, its metrics."""
+    import pandas as pd
+
+    breakdown = points[0].spec.get("measure", {}).get("breakdown", ()) if points else ()
+    tables = tables_of(breakdown)
+    rows: dict[str, list[Row]] = {name: [] for name in tables}
+    for point in points:
+        if log.is_sealed(point):
+            seen = observed(log, point) if breakdown else _requests_only(log, point)
+            for name, table in tables.items():
+                rows[name] += [{**point.keys, "seed": point.seed, **row} for row in table.rows(seen, point.spec)]
+    frames = {}
+    for name, found in rows.items():
+        table = tables[name]
+        keys = points[0].keys if points else ()
+        frame = pd.DataFrame(found, columns=[*keys, "seed", *table.keys, *table.metrics])
+        counts = [metric for metric in table.metrics if metric.startswith("num_")]
+        frames[name] = frame.astype(dict.fromkeys(counts, "int64"))
+    return frames
+
+
+def observed(log: PointLog, point: Point) -> Observed:
+    """All that is measured of a point."""
+    records = log.records(point, WANTED, ONLY)
+    decisions = [record for record in records if isinstance(record, DecisionRecord)]
+    return Observed(
+        requests=measured([record for record in records if isinstance(record, RequestRecord)], point.spec),
+        workers=[record for record in records if isinstance(record, WorkerRecord)],
+        launches=[decision for decision in decisions if decision.action == "launch"],
+        refusals=[decision for decision in decisions if decision.action == "refuse"],
+        consolidations=[record for record in records if isinstance(record, StageRecord)],
+        pauses=[record for record in records if isinstance(record, PauseRecord)],
+        grace=grace_period(point.spec),
+    )
+
+
+def _requests_only(log: PointLog, point: Point) -> Observed:
+    """What is measured of a point where nobody asks for its instances."""
+    records = log.records(point, (RequestRecord,))
+    requests = measured([record for record in records if isinstance(record, RequestRecord)], point.spec)
+    return Observed(requests=requests, workers=(), launches=(), refusals=(), consolidations=(), pauses=(), grace=0.0)
+
+
+def _summary_row(seen: Observed, spec: Mapping[str, Any]) -> Iterator[Row]:
+    row: Row = dict(summarise(seen.requests, spec))
+    if spec.get("measure", {}).get("breakdown"):
+        row |= {name: metric(seen) for name, metric in RESOURCE_METRICS.items()}
+    yield row
