@@ -57,10 +57,11 @@ def tables_for(world: World, tables: Mapping[str, Any], scale: str) -> Tables:
 
 
 def _put_over(tables: Tables, over: Mapping[str, Any]) -> None:
-    """Merge a table of ``[live]``. Names of models and of sources have dots of their own; and every model that is
-    deployed has to be here, so the deployments that are given are all."""
-    named = {key: over[key] for key in ("deployments", "sources") if key in over}
+    """Merge a table of ``[live]``. Names of models, of sources and of grid values have dots of their own; and every
+    model that is deployed has to be here, so the deployments that are given are all."""
+    named = {key: over[key] for key in ("deployments", "sources", "when") if key in over}
     merge(tables, expand_dots({key: value for key, value in over.items() if key not in named}))
     if "deployments" in named:
         tables["deployments"] = copy.deepcopy(named["deployments"])
+    merge(tables, {"when": named.get("when", {})})
     tables["sources"] = {**tables.get("sources", {}), **named.get("sources", {})}

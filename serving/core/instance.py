@@ -84,11 +84,6 @@ class Instance:
         """Sequences it can still take."""
         return 0 if self.closed else self.max_sequences - self.num_sequences
 
-    @property
-    def is_alone(self) -> bool:
-        """Whether nobody else holds KV blocks of its pool."""
-        return self.neighbour is None
-
     def open(self, pool: BlockPool) -> None:
         """Become ready, with KV memory."""
         self.pool = pool
@@ -128,7 +123,7 @@ class Instance:
                 self._frozen.fire()
         elif not self.num_sequences:
             self.idle_since = self.clock.now
-        elif self.is_alone and self.phase is Phase.READY:
+        elif self.neighbour is None and self.phase is Phase.READY:
             raise RuntimeError(
                 f"instance {self.instance_id} holds {self.num_sequences} sequences and plans nothing "
                 f"(t={self.clock.now}, {self.pool.num_free if self.pool else 0} blocks free)"
@@ -140,7 +135,7 @@ class Instance:
         if len(self.workers) > 1:
             for sequence in plan.sequences:
                 sequence.in_flight = True
-        elif plan.repeats > 1 and self.is_alone:
+        elif plan.repeats > 1 and self.neighbour is None:
             ends = self.executor.step_ends(self, plan)
             if ends is not None:
                 self._run = DecodeRun(plan, ends, self.clock.call_at(ends[-1], self._end_run))
@@ -204,9 +199,9 @@ class Instance:
             target.wake()
 
     def take_back(self, sequence: Sequence) -> None:
-        """Let go of a sequence before its last token: now, or when the step ends that computes it."""
+        """Let go of a sequence before its last token: now, or when its step has ended or its KV has moved."""
         self.settle()
-        if self._is_computed(sequence):
+        if self._is_computed(sequence) or self._frozen is not None:  # its KV may be moving
             self._leaving.append(sequence)
         else:
             self._let_go(sequence)
@@ -256,6 +251,9 @@ class Instance:
         """Give all running sequences, whose KV is complete there now, to the instance that shares the blocks."""
         if self._in_flight or not self.closed or self.neighbour is not whole:
             raise RuntimeError(f"instance {self.instance_id} can hand over when it is closed and frozen only")
+        for sequence in self._leaving:
+            self._let_go(sequence)
+        self._leaving.clear()
         moved, self.running = self.running, []
         whole.settle()
         for sequence in moved:

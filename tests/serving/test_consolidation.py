@@ -80,7 +80,7 @@ def test_the_released_worker_ends_at_the_switch_and_the_heir_goes_on() -> None:
     assert run.control.cluster.servers[1].host_memory.used == 0
     assert run.control.cluster.servers[0].host_memory.used == 26 * GB  # the slice and 4 GB; the buffer is gone
     assert (group.phase, heir.instance_id, len(heir.workers), heir.max_sequences) == (Phase.RETIRED, 0, 1, 8)
-    assert heir.is_alone
+    assert heir.neighbour is None
     assert heir.workers[0].layers == range(32)
     # Before: as many blocks of 16 layers as the second stage's 9 GB hold, or of 32 layers as the first's 22 GB will:
     # (20.9 - 13.476843) GB / (32 x 262144 B) = 884 against (8.55 - 6.738412) GB / (16 x 262144 B) = 431
@@ -247,6 +247,21 @@ def test_a_pipeline_lost_at_any_time_gives_all_back_and_its_sequences_run_elsewh
     assert [sequence.num_losses for sequence in run.sequences] == [1, int(lost_at > 7.2)]
     assert run.decided("lose") == [lost_at]
     assert len(run.decided("launch")) == 2
+    assert_nothing_is_left(run)
+
+
+def test_a_pipeline_lost_while_kv_moves_stops_the_transfer() -> None:
+    # 40 blocks of 600 and more tokens take over 80 ms
+    run = make_run(network=Doors(alone_at=8.0))
+    run.send(0.0, num_prompt_tokens=600, num_output_tokens=400)
+    run.clock.run(8.0)
+    links = run.control.backend.transport.links  # type: ignore[attr-defined]
+    while not links._users:
+        run.clock.run(run.clock.now + 0.01)
+    run.control.lose(run.control.cluster.instances[0], "struck")
+    assert (links._users, run.controller.network.taken) == ({}, [])
+    run.go()
+    assert [pause.instance for pause in run.pauses] == [1]  # the next pipeline's
     assert_nothing_is_left(run)
 
 
