@@ -1,7 +1,7 @@
 """Testbed: the machines of an experiment as a spec, and the Inventory built from it."""
 
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, inf
 from typing import Literal
 
 from serving.core.hardware import GPU, HostCache, Inventory, Link, Memory, Server, StorageServer
@@ -78,13 +78,14 @@ def assign_stores(
 ) -> tuple[StorageServer, ...]:
     """The storage servers that a server with this NIC fetches from, whose bandwidth left is then less. A server wider
     than any of them takes equal shares from as many as make up its width (sheet, section 2.3: halves from two)."""
-    num_shares = min(ceil(nic_rate / max(store.nic_rate for store in left)), len(left))
+    widest = max(store.nic_rate for store in left)
+    num_shares = 1 if widest == inf else min(ceil(nic_rate / widest), len(left))
     share = nic_rate / num_shares
     chosen: list[StorageServer] = []
     for _ in range(num_shares):
         free = {store: rate for store, rate in left.items() if store not in chosen}
         store = _store_for(share, free, assignment)
-        left[store] -= share
+        left[store] -= share if share < inf else 0.0
         chosen.append(store)
     return tuple(chosen)
 

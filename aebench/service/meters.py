@@ -22,6 +22,8 @@ PER_MODEL = (
     ("output_tokens_total", "counter", "Output tokens of all requests.", "output_tokens"),
     ("preemptions_total", "counter", "Sequences that lost their KV blocks and were computed again.", "preemptions"),
     ("instance_losses_total", "counter", "Instances that died or failed.", "losses"),
+    ("cold_starts_total", "counter", "Instances that were started.", "cold_starts"),
+    ("consolidations_total", "counter", "Pipelines that became single workers.", "consolidations"),
 )
 """Metric, type, help, field of ModelStats."""
 

@@ -25,6 +25,22 @@ class NeighbourError(LiveError):
     """The stage before or behind this one failed, or is gone."""
 
 
+def listen_at(path: str, backlog: int = 1) -> socket.socket:
+    """A socket that listens at a file which only this user may call at."""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        others = os.umask(0o177)
+        try:
+            listener.bind(path)
+        finally:
+            os.umask(others)
+        listener.listen(backlog)
+    except OSError as error:
+        listener.close()
+        raise NeighbourError(f"cannot listen at {path}: {error}; give a free path of under 100 bytes") from error
+    return listener
+
+
 class Upstream:
     """The end at which a stage takes what the stage before it computed."""
 
@@ -32,17 +48,7 @@ class Upstream:
         """Listen at a socket file, which is removed once the neighbour has called."""
         self._path = Path(path)
         self._sock: socket.socket | None = None
-        self._listener = socket.socket(socket.AF_UNIX)
-        try:
-            others = os.umask(0o177)  # nobody else may call
-            try:
-                self._listener.bind(path)
-            finally:
-                os.umask(others)
-            self._listener.listen(1)
-        except OSError as error:
-            self._listener.close()
-            raise NeighbourError(f"cannot listen at {path}: {error}; give a free path of under 100 bytes") from error
+        self._listener = listen_at(path)
 
     def receive(self, step: int, view: memoryview) -> None:
         """Fill the view with the activations of a step; those of earlier steps, which failed here, are dropped."""

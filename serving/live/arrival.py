@@ -95,6 +95,8 @@ class Inflow:
     rank: int
     server: Server
     arrival: Arrival
+    serial: int
+    """Which of the worker's fetches."""
 
     @property
     def key(self) -> WorkerKey:
@@ -104,11 +106,16 @@ class Inflow:
     def forget(self) -> None:
         """All bytes had arrived, and are gone: whoever wants them fetches anew."""
         self.arrival.release()
-        if self.server.cache is not None:
+        if self.server.cache is not None and not self.serial:
             self.server.cache.forget(self.instance.model)
 
     def fail(self, cluster: Cluster, reason: str, lose: Callable[[Instance, str], None]) -> None:
-        """The rest never arrives: the cache forgets the model, and every instance that starts from it is lost."""
+        """The rest never arrives: the cache forgets the model, and every instance that starts from it is lost. So is a
+        pipeline that serves, if it was to become another instance with these bytes."""
+        if self.serial:
+            self.arrival.fail()
+            lose(self.instance, reason)
+            return
         model, cache = self.instance.model, self.server.cache
         readers = {self.instance: None} if self.instance.phase is Phase.STARTING else {}
         if cache is not None:

@@ -39,11 +39,17 @@ class CudaDevice:
         """Make its context the calling thread's."""
         self._call("cuCtxSetCurrent", self._context)
 
-    def allocate(self, size: int) -> "CudaMemory":
-        """Device memory of ``size`` bytes; CudaError when there is not so much."""
+    def allocate(self, size: int, *, background: bool = False) -> "CudaMemory":
+        """Device memory of ``size`` bytes; CudaError when there is not so much. ``background``: copies into it have the
+        lowest priority."""
         address = ctypes.c_uint64()
         self._call("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(size), of=f"{size:,} bytes on {self.name}")
-        return CudaMemory(self, address.value, size)
+        return CudaMemory(self, address.value, size, self._lowest_priority() if background else 0)
+
+    def _lowest_priority(self) -> int:
+        lowest, highest = ctypes.c_int(), ctypes.c_int()
+        self._call("cuCtxGetStreamPriorityRange", ctypes.byref(lowest), ctypes.byref(highest))
+        return lowest.value
 
     def _call(self, name: str, *args: Any, of: str = "") -> None:
         code = getattr(self._library, name)(*args)
@@ -57,7 +63,7 @@ class CudaDevice:
 class CudaMemory:
     """A piece of a GPU's memory, filled from host memory that is pinned as it is needed."""
 
-    def __init__(self, device: CudaDevice, address: int, size: int) -> None:
+    def __init__(self, device: CudaDevice, address: int, size: int, priority: int = 0) -> None:
         """For ``CudaDevice.allocate``."""
         self.size = size
         self._device = device
@@ -66,7 +72,7 @@ class CudaMemory:
         self._pinned: list[int] = []
         self._pinned_end = 0
         self._can_pin = True
-        device._call("cuStreamCreate", ctypes.byref(self._stream), STREAM_NON_BLOCKING)
+        device._call("cuStreamCreateWithPriority", ctypes.byref(self._stream), STREAM_NON_BLOCKING, priority)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

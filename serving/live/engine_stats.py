@@ -9,7 +9,7 @@ from serving.core.cluster import Cluster
 from serving.core.instance import Phase
 from serving.core.request import Sequence
 from serving.live.output import FINISH_REASONS, EngineStats, FinishReason, ModelStats
-from serving.records import DecisionRecord, Record, RequestRecord
+from serving.records import CONSOLIDATION_STAGES, DecisionRecord, Record, RequestRecord, StageRecord
 from serving.units import Seconds, Tokens
 
 
@@ -21,6 +21,8 @@ class ModelTotals:
     output_tokens: Tokens = 0
     preemptions: int = 0
     losses: int = 0
+    cold_starts: int = 0
+    consolidations: int = 0
     finished: Counter[FinishReason] = field(default_factory=Counter)
 
 
@@ -43,8 +45,11 @@ class Totals:
             totals.prompt_tokens += record.num_prompt_tokens
             totals.output_tokens += record.num_output_tokens
             totals.preemptions += record.num_preemptions
-        elif isinstance(record, DecisionRecord) and record.action == "lose" and record.model is not None:
-            self.models[record.model].losses += 1
+        elif isinstance(record, DecisionRecord) and record.model is not None:
+            self.models[record.model].losses += record.action == "lose"
+            self.models[record.model].cold_starts += record.action == "launch"
+        elif isinstance(record, StageRecord):
+            self.models[record.model].consolidations += record.stage == CONSOLIDATION_STAGES[-1]
         if self.record is not None:
             self.record(record)
 
@@ -66,7 +71,7 @@ def engine_stats(cluster: Cluster, totals: Totals, clock_lag: Seconds, failure: 
 
 def _model_stats(cluster: Cluster, model: str, totals: ModelTotals) -> ModelStats:
     ready = list(cluster.instances_of(model, Phase.READY))
-    pools = [instance.pool for instance in ready if instance.pool is not None]
+    pools = dict.fromkeys(instance.pool for instance in ready if instance.pool is not None)  # two may share one
     under_way = sequences_of(cluster, model)
     num_blocks = sum(pool.num_blocks for pool in pools)
     return ModelStats(
@@ -82,5 +87,7 @@ def _model_stats(cluster: Cluster, model: str, totals: ModelTotals) -> ModelStat
         output_tokens=totals.output_tokens + sum(sequence.num_output_tokens for sequence in under_way),
         preemptions=totals.preemptions + sum(sequence.num_preemptions for sequence in under_way),
         losses=totals.losses,
+        cold_starts=totals.cold_starts,
+        consolidations=totals.consolidations,
         finished=tuple((reason, totals.finished[reason]) for reason in FINISH_REASONS),
     )

@@ -45,11 +45,16 @@ class LiveExecutor:
         """Send the step; ``done`` is called when its tokens are here, and never if a process dies before."""
         batch = self._batch(instance, plan)
         header, buffers = batch.encode()
+        command = {"op": "step", "num_stages": len(instance.workers), **header}
         *others, last = self._fleet.links(instance)
         for link in others:
-            link.call({"op": "step", **header}, None, buffers)
-        ended = partial(self._ended, instance, plan, batch.wants.tolist(), done)
-        last.call({"op": "step", **header}, ended, buffers)
+            link.call(command, None, buffers)
+        step = Step(instance, instance.num_steps, plan, batch.wants.tolist())
+        last.call(command, partial(self._ended, step, done), buffers)
+
+    def step_ends(self, instance: Instance, plan: StepPlan) -> None:
+        """Unknown before they are computed."""
+        del instance, plan
 
     def _batch(self, instance: Instance, plan: StepPlan) -> StepBatch:
         vocab = instance.spec.vocab
@@ -73,14 +78,15 @@ class LiveExecutor:
         ids = list(prompt[start : start + num_tokens])
         return ids + sequence.output_ids[: num_tokens - len(ids)]
 
-    def _ended(self, instance: Instance, plan: StepPlan, wants: list[int], done: Done, reply: Reply) -> None:
+    def _ended(self, step: "Step", done: Done, reply: Reply) -> None:
         """Give each sequence its tokens, and end those that met a stop."""
+        plan, wants = step.plan, step.wants
         try:
             sample = StepSample.decode(reply.header, reply.payload)
             if len(sample.ids) != sum(wants):
                 raise LiveError(f"a step of {sum(wants)} sequences that end came back with {len(sample.ids)} tokens")
         except LiveError as error:
-            self._fleet.fault(instance.workers[-1], str(error))
+            self._fleet.fault(step.instance.workers[-1], str(error))
             return
         ids = sample.ids.tolist()
         rows = iter(range(len(ids)))
@@ -92,8 +98,9 @@ class LiveExecutor:
         self._fleet.record(
             StepEnded(
                 at=self._fleet.clock.now,
-                instance=instance.instance_id,
-                serial=instance.num_steps,
+                instance=step.instance.instance_id,
+                num_stages=len(step.instance.workers),
+                serial=step.serial,
                 num_output=tuple(wants),
                 final_tokens=tuple(sequence.final_tokens for sequence in plan.sequences),
             )
@@ -120,6 +127,17 @@ class LiveExecutor:
         if ends:
             sequence.final_tokens = min(sequence.final_tokens, num_tokens)
             del self._streams[sequence.request.request_id]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One that is being computed; there may be as many of an instance as it has stages."""
+
+    instance: Instance
+    serial: int
+    plan: StepPlan
+    wants: list[int]
+    """Per sequence, the tokens that it gains."""
 
 
 @dataclass(frozen=True, slots=True)

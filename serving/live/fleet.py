@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -10,7 +10,8 @@ from pathlib import Path
 from serving.core.clock import Clock
 from serving.core.cluster import Cluster
 from serving.core.hardware import GPU
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
+from serving.core.worker import Process, Worker
 from serving.cost.memory import num_blocks
 from serving.live.config import DTYPES
 from serving.live.errors import LiveError
@@ -45,8 +46,10 @@ class WorkerOptions:
     log_folder: Path | None = None
     """Where each process's output goes; None: nowhere, but for the last lines in messages."""
 
-    def num_blocks(self, instance: Instance) -> int:
-        """KV blocks of an instance."""
+    def num_blocks(self, instance: Instance, alone: Worker | None = None) -> int:
+        """KV blocks of an instance; of one of its workers when it will be alone."""
+        if alone is not None:
+            instance = replace(instance, workers=(alone,))
         room = num_blocks(instance, None if self.dtype is None else DTYPES[self.dtype])
         return room if self.max_blocks is None else min(room, self.max_blocks)
 
@@ -65,30 +68,37 @@ class Fleet:
     """Whose instances the workers are stages of; known once there is a control plane."""
     on_lost: Callable[[Instance, str], None] | None = None
     """Called once for each instance of which a process died or failed."""
-    _links: dict[Worker, WorkerLink] = field(default_factory=dict)
+    _links: dict[Process, WorkerLink] = field(default_factory=dict)
     _spares: dict[GPU, WorkerLink] = field(default_factory=dict)
     _ended: list[WorkerLink] = field(default_factory=list)
     _serials: Iterator[int] = field(default_factory=count)
 
     def link(self, worker: Worker) -> WorkerLink | None:
         """The worker's process; None before it was started."""
-        return self._links.get(worker)
+        return self._links.get(worker.process)
 
     def links(self, instance: Instance) -> list[WorkerLink]:
         """An instance's processes by rank."""
-        return [self._links[worker] for worker in instance.workers]
+        return [self._links[worker.process] for worker in instance.workers]
 
     def instance_of(self, worker: Worker) -> Instance | None:
-        """The instance that a worker is a stage of, while there is one."""
-        instances = () if self.cluster is None else self.cluster.instances
-        return next((instance for instance in instances if worker in instance.workers), None)
+        """The instance that a worker's process belongs to, while there is one; a pipeline before what it becomes."""
+        return None if self.cluster is None else instance_on(self.cluster, worker.process)
 
     def key(self, worker: Worker) -> WorkerKey:
-        """What a recording calls the worker of a living instance."""
+        """What a recording calls the process of a living instance's worker."""
         instance = self.instance_of(worker)
         if instance is None:
             raise LookupError(f"worker of rank {worker.rank} on {worker.gpu.name} is no instance's")
-        return instance.instance_id, worker.rank
+        return key_of(instance, worker)
+
+    def serial_of_fetch(self, instance: Instance, worker: Worker) -> int:
+        """Which of its process's fetches the next one is: 0 of what the worker starts with, then of what it lacks."""
+        link = self.link(worker)
+        if link is None or worker in instance.workers:
+            return 0
+        link.num_rests += 1
+        return link.num_rests
 
     def record(self, event: Event) -> None:
         """Write an event down, if anybody wants to know."""
@@ -116,13 +126,14 @@ class Fleet:
         for spare in self._spares.values():
             spare.await_hello(START_LIMIT)
 
-    def stop(self, instance: Instance) -> None:
-        """End an instance's processes; those that died are gone already."""
-        for worker in instance.workers:
-            link = self._links.pop(worker, None)
+    def stop(self, instance: Instance, workers: tuple[Worker, ...]) -> None:
+        """End the processes of some of an instance's workers; those that died are gone already."""
+        for worker in workers:
+            link = self._links.pop(worker.process, None)
             if link is not None:
                 self._end(link)
-            self.socket_path(instance, worker.rank).unlink(missing_ok=True)
+            for path in (self.socket_path(instance, worker.rank), self.kv_path(instance, worker)):
+                path.unlink(missing_ok=True)
 
     def fault(self, worker: Worker, reason: str) -> None:
         """The worker is of no use any more: its instance is lost, unless it is gone anyway."""
@@ -134,6 +145,10 @@ class Fleet:
     def socket_path(self, instance: Instance, rank: int) -> Path:
         """Where the worker of this rank listens for activations."""
         return self.sockets.with_name(f"{self.sockets.name}-{instance.instance_id}.{rank}")
+
+    def kv_path(self, instance: Instance, worker: Worker) -> Path:
+        """Where the process of one of a pipeline's workers takes KV from the others."""
+        return self.sockets.with_name(f"{self.sockets.name}-{instance.instance_id}.{key_of(instance, worker)[1]}.kv")
 
     def device_of(self, gpu: GPU) -> str:
         """The device that stands for a GPU of the testbed."""
@@ -170,7 +185,7 @@ class Fleet:
 
     def _adopt(self, worker: Worker, link: WorkerLink) -> WorkerLink:
         link.on_fault = partial(self.fault, worker)
-        self._links[worker] = link
+        self._links[worker.process] = link
         return link
 
     def _drop_spare(self, gpu: GPU, reason: str) -> None:
@@ -181,3 +196,16 @@ class Fleet:
         link.close()
         self._ended = [ended for ended in self._ended if ended.ending]
         self._ended.append(link)
+
+
+def instance_on(cluster: Cluster, process: Process) -> Instance | None:
+    """The first instance with a worker in the process."""
+    for instance in cluster.instances:
+        if any(worker.process is process for worker in instance.workers):
+            return instance
+    return None
+
+
+def key_of(instance: Instance, worker: Worker) -> WorkerKey:
+    """An instance's id and the rank of its worker in this one's process, whichever layers this one has."""
+    return instance.instance_id, next(own.rank for own in instance.workers if own.process is worker.process)

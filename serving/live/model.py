@@ -9,7 +9,7 @@ from torch.nn import functional
 from serving.live.attention import AttentionBatch
 from serving.live.config import ModelConfig
 from serving.live.errors import LiveError
-from serving.live.families import LAYERS, Norm, Step, Weights
+from serving.live.families import LAYERS, Layer, Norm, Step, Weights
 from serving.live.kv import KvCache
 from serving.live.layout import HEAD, NAMES, POSITION_OFFSET, layout
 from serving.live.linear import Linear
@@ -22,10 +22,18 @@ class StageModel:
     The same code runs on CPU and GPU and reads nothing back from the device.
     """
 
-    def __init__(self, config: ModelConfig, layers: range, tensors: Mapping[str, Tensor], pack: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: range,
+        tensors: Mapping[str, Tensor],
+        pack: bool = True,
+        own: "StageModel | None" = None,
+    ) -> None:
         """``tensors`` are those of ``layout(config, layers)``, by name, on one device; LiveError when one is missing or
-        has another shape. ``pack`` lets a CPU keep copies of the matrices in a faster layout."""
-        tensors = _checked(config, layers, tensors)
+        has another shape. ``pack`` lets a CPU keep copies of the matrices in a faster layout. What ``own`` has, a stage
+        of fewer of these layers, is shared with it, and need not be among the tensors."""
+        tensors = _checked(config, layers, tensors, own)
         names = NAMES[config.family]
         self.config = config
         self.layers = layers
@@ -34,13 +42,22 @@ class StageModel:
         some = next(iter(tensors.values()))
         self.dtype, self.device = some.dtype, some.device
         self.rotary = None if config.rope_theta is None else Rotary(config, some)
-        self.embedding = tensors.get(names.embedding + ".weight")
-        self.position_embedding = None if names.positions is None else tensors.get(names.positions + ".weight")
+        self.embedding: Tensor | None = tensors.get(names.embedding + ".weight", None if own is None else own.embedding)
+        positions = None if names.positions is None else tensors.get(names.positions + ".weight")
+        self.position_embedding: Tensor | None = own.position_embedding if own and own.is_first else positions
         build = LAYERS[config.family]
-        self.blocks = [build(Weights(tensors, names.layer.format(i), config, pack), config) for i in layers]
-        self.final_norm = Norm(tensors, names.final_norm, config.norm_eps) if self.is_last else None
+        shared = dict(zip(own.layers, own.blocks, strict=True)) if own else {}
+        self.blocks: list[Layer] = [
+            shared.get(i) or build(Weights(tensors, names.layer.format(i), config, pack), config) for i in layers
+        ]
+        self.final_norm: Norm | None = None
+        self.head: Linear | None = None
         head = tensors.get(HEAD, self.embedding)
-        self.head = Linear(head, pack=pack) if self.is_last and head is not None else None
+        if own and own.is_last:
+            self.final_norm, self.head = own.final_norm, own.head
+        elif self.is_last and head is not None:
+            self.final_norm = Norm(tensors, names.final_norm, config.norm_eps)
+            self.head = Linear(head, pack=pack)
 
     @torch.inference_mode()
     def forward(self, x: Tensor, batch: AttentionBatch, kv: KvCache) -> Tensor:
@@ -69,9 +86,12 @@ class StageModel:
         return self.head(self.final_norm(hidden)).float()
 
 
-def _checked(config: ModelConfig, layers: range, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The stage's own tensors among those given."""
-    shapes = dict(layout(config, layers))
+def _checked(
+    config: ModelConfig, layers: range, tensors: Mapping[str, Tensor], own: StageModel | None
+) -> dict[str, Tensor]:
+    """The stage's tensors among those given, but for what ``own`` has."""
+    known = dict(layout(config, own.layers)) if own else {}
+    shapes = {name: shape for name, shape in layout(config, layers) if name not in known}
     for name, shape in shapes.items():
         if name not in tensors:
             raise LiveError(f"layers {layers.start}..{layers.stop}: tensor {name} is missing")

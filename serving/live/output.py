@@ -72,6 +72,10 @@ class ModelStats:
     preemptions: int = 0
     losses: int = 0
     """Instances that died or failed."""
+    cold_starts: int = 0
+    """Instances that were started."""
+    consolidations: int = 0
+    """Pipelines that have become workers with the whole model."""
     finished: tuple[tuple[FinishReason, int], ...] = tuple((reason, 0) for reason in FINISH_REASONS)
     """Requests by how they ended, in the order of ``FINISH_REASONS``."""
 

@@ -40,12 +40,12 @@ class StagePlace:
 class PipelineStage:
     """One stage of an instance, ready for steps. Steps are numbered by every stage for itself: all get every one."""
 
-    def __init__(self, runner: StageRunner, place: StagePlace) -> None:
-        runner.allocate(place.num_blocks, place.block_size)
-        self._runner = runner
+    def __init__(self, runner: StageRunner, listen: str | None = None, connect: str | None = None) -> None:
+        """The runner has its KV cache. ``listen`` and ``connect`` are those of its place; None for a whole model."""
+        self.runner = runner
         self._step = 0
-        self._upstream = None if place.listen is None else Upstream(place.listen)
-        self._downstream = None if place.connect is None else Downstream(place.connect)
+        self._upstream = None if listen is None else Upstream(listen)
+        self._downstream = None if connect is None else Downstream(connect)
         self._received = runner.new_hidden(0)
 
     def step(self, header: Header, payload: Payload) -> StepSample | None:
@@ -55,7 +55,7 @@ class PipelineStage:
             if self._downstream is not None:
                 self._downstream.open()
             batch = StepBatch.decode(header, payload)
-            result = self._runner.run(batch, self._receive(len(batch.ids)))
+            result = self.runner.run(batch, self._receive(len(batch.ids)))
         except Exception as error:
             if self._downstream is not None:
                 self._downstream.fail(self._step, str(error))
@@ -68,11 +68,11 @@ class PipelineStage:
 
     def kv_read(self, blocks: list[int]) -> memoryview:
         """The bytes of KV blocks of this stage's layers."""
-        return _raw(self._runner.kv_read(blocks))
+        return _raw(self.runner.kv_read(blocks))
 
     def kv_write(self, blocks: list[int], payload: Payload) -> None:
         """Fill KV blocks with bytes that ``kv_read`` gave, here or elsewhere."""
-        self._runner.kv_write(blocks, payload)
+        self.runner.kv_write(blocks, payload)
 
     def close(self) -> None:
         """Hang up on the neighbours."""
@@ -85,7 +85,7 @@ class PipelineStage:
         if self._upstream is None:
             return None
         if self._received.shape[0] < num_rows:
-            self._received = self._runner.new_hidden(2 * num_rows)
+            self._received = self.runner.new_hidden(2 * num_rows)
         hidden = self._received[:num_rows]
         self._upstream.receive(self._step, _raw(hidden))
         return hidden

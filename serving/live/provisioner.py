@@ -5,11 +5,12 @@ from functools import partial
 from typing import Any
 
 from serving.core.clock import Signal
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.stages import Stage, Work
+from serving.core.worker import Worker
 from serving.cost.memory import BLOCK_SIZE
 from serving.live.checkpoint import Checkpoint
-from serving.live.fleet import Fleet
+from serving.live.fleet import Fleet, key_of
 from serving.live.loops import ControlLoops
 from serving.live.recording import StageEnded, WorkerKey
 from serving.live.worker_link import Reply
@@ -41,11 +42,26 @@ class LiveProvisioner:
         """KV blocks that fit beside the weights in the tightest slice, or as many as are wanted at most."""
         return self._fleet.options.num_blocks(instance)
 
-    def stop(self, instance: Instance) -> None:
-        """End the instance's processes."""
-        self._fleet.stop(instance)
+    def grow(self, instance: Instance, whole: Worker) -> Signal:
+        """Make an engine of the whole model beside that of the worker's stage, and room for the others' KV."""
+        ended = Signal(self._fleet.clock)
+        link = self._fleet.link(whole)
+        if link is not None:  # it died, of which the fleet tells
+            end = partial(self._end, ended, key_of(instance, whole), "grow")
+            listen = str(self._fleet.kv_path(instance, whole))
+            link.call({"op": "grow", "listen": listen}, partial(_carried_out, end))
+        return ended
+
+    def stop(self, instance: Instance, workers: tuple[Worker, ...]) -> None:
+        """End the processes of some of the instance's workers. If others stay, each is an instance of its own by now,
+        and has no stage of this one any more."""
+        self._fleet.stop(instance, workers)
+        for worker in instance.workers:
+            link = None if worker in workers else self._fleet.link(worker)
+            if link is not None:
+                link.call({"op": "shed", "num_stages": len(instance.workers)}, None)
         if self.keeps_spares:
-            for worker in instance.workers:
+            for worker in workers:
                 self._fleet.keep_spare(worker.gpu)
 
     def _begin(self, instance: Instance, worker: Worker, stage: Stage, ended: Signal) -> None:
@@ -80,7 +96,7 @@ class LiveProvisioner:
             "num_stages": len(instance.workers),
             "listen": here if worker.rank > 0 else None,
             "connect": behind if worker.rank < last else None,
-            "num_blocks": self.num_blocks(instance),
+            "num_blocks": self._fleet.options.num_blocks(instance, worker if worker.whole else None),
             "block_size": BLOCK_SIZE,
         }
 

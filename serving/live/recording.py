@@ -15,7 +15,7 @@ WorkerKey = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEnded:
-    """A TIMED or PROFILE stage of a worker's start ended."""
+    """A TIMED or PROFILE stage of a worker's start ended, or its growth."""
 
     at: Seconds
     worker: WorkerKey
@@ -28,6 +28,8 @@ class Fetched:
 
     at: Seconds
     worker: WorkerKey
+    serial: int
+    """Which of the worker's fetches, from 0: the first is that of its start."""
     received: int
     done: bool = False
 
@@ -38,6 +40,7 @@ class FetchFailed:
 
     at: Seconds
     worker: WorkerKey
+    serial: int
     reason: str
 
 
@@ -51,11 +54,21 @@ class Loaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class KvMoved:
+    """The KV of a pipeline's worker has reached the one that goes on alone."""
+
+    at: Seconds
+    worker: WorkerKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded:
     """An instance's step number ``serial`` (from 1) has its tokens."""
 
     at: Seconds
     instance: int
+    num_stages: int
+    """A pipeline and the single worker that follows it have one id, and count their steps each for itself."""
     serial: int
     num_output: tuple[Tokens, ...]
     """Per sequence of the plan."""
@@ -88,7 +101,7 @@ class Lost:
     reason: str
 
 
-Event = StageEnded | Fetched | FetchFailed | Loaded | StepEnded | Submitted | Aborted | Lost
+Event = StageEnded | Fetched | FetchFailed | Loaded | KvMoved | StepEnded | Submitted | Aborted | Lost
 
 
 @dataclass(slots=True, eq=False)

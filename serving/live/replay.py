@@ -8,17 +8,20 @@ from collections.abc import Callable
 
 from serving.control import Control
 from serving.core.clock import Signal, SimClock, spawn
-from serving.core.instance import Instance, Worker
+from serving.core.instance import Instance
 from serving.core.plan import StepPlan, StepResult
 from serving.core.ports import Backend
 from serving.core.stages import Loader, Stage
+from serving.core.worker import Worker
 from serving.live.arrival import Arrival, Inflow
 from serving.live.engine_stats import sequences_of
+from serving.live.fleet import instance_on, key_of
 from serving.live.loops import ControlLoops
 from serving.live.recording import (
     Aborted,
     Fetched,
     FetchFailed,
+    KvMoved,
     Loaded,
     Lost,
     Recording,
@@ -69,14 +72,16 @@ class ReplayedPorts:
         self._workers = setup.workers
         self._recording = recording
         self._num_loads: dict[WorkerKey, int] = {}
+        self._num_rests: dict[WorkerKey, int] = {}
         events = recording.events
         self._stages = {(e.worker, e.stage): e for e in events if isinstance(e, StageEnded)}
         self._loads = {(e.worker, e.serial): e for e in events if isinstance(e, Loaded)}
-        self._steps = {(e.instance, e.serial): e for e in events if isinstance(e, StepEnded)}
-        self._fetches: dict[WorkerKey, list[Fetched | FetchFailed]] = {}
+        self._moves = {e.worker: e for e in events if isinstance(e, KvMoved)}
+        self._steps = {(e.instance, e.num_stages, e.serial): e for e in events if isinstance(e, StepEnded)}
+        self._fetches: dict[tuple[WorkerKey, int], list[Fetched | FetchFailed]] = {}
         for event in events:
             if isinstance(event, Fetched | FetchFailed):
-                self._fetches.setdefault(event.worker, []).append(event)
+                self._fetches.setdefault((event.worker, event.serial), []).append(event)
 
     def book_outside_events(self) -> None:
         """What came from clients of an engine, and what was lost."""
@@ -91,7 +96,7 @@ class ReplayedPorts:
 
     def submit(self, instance: Instance, plan: StepPlan, done: Callable[[StepResult], None]) -> None:
         """End the step when the recorded one did, with as many tokens for each sequence."""
-        event = self._steps.get((instance.instance_id, instance.num_steps))
+        event = self._steps.get((instance.instance_id, len(instance.workers), instance.num_steps))
         if event is not None:
             if len(event.num_output) != len(plan.sequences):
                 raise ReplayMismatch(
@@ -100,11 +105,22 @@ class ReplayedPorts:
                 )
             self._clock.call_at(event.at, _end_step, plan, event, done)
 
+    def step_ends(self, instance: Instance, plan: StepPlan) -> None:
+        """As live."""
+        del instance, plan
+
+    def pieces(self, worker: Worker) -> tuple[Bytes, ...]:
+        """As live."""
+        return worker.tensors
+
     def fetch(self, worker: Worker) -> Arrival:
         """Bytes arrive when the recorded ones did."""
         instance = self._instance_of(worker)
-        inflow = Inflow(instance, worker.rank, worker.server, Arrival(self._clock, worker.weights))
-        for event in self._fetches.get(inflow.key, ()):
+        serial, key = 0, key_of(instance, worker)
+        if worker not in instance.workers:
+            serial = self._num_rests[key] = self._num_rests.get(key, 0) + 1
+        inflow = Inflow(instance, worker.rank, worker.server, Arrival(self._clock, worker.weights), serial)
+        for event in self._fetches.get((key, serial), ()):
             self._clock.call_at(event.at, self._hear, inflow, event)
         return inflow.arrival
 
@@ -112,13 +128,30 @@ class ReplayedPorts:
         """The load ends when the recorded one did."""
         del loader  # its time is in the recording
         arrival = Arrival(self._clock, size)
-        key = self._instance_of(worker).instance_id, worker.rank
+        key = key_of(self._instance_of(worker), worker)
         serial = self._num_loads.get(key, 0)
         self._num_loads[key] = serial + 1
         event = self._loads.get((key, serial))
         if event is not None:
             self._clock.call_at(event.at, arrival.finish)
         return arrival
+
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Arrival:
+        """The blocks' KV has moved when the recorded one had."""
+        del target, blocks  # they are in the recording
+        arrival = Arrival(self._clock, size)
+        event = self._moves.get(key_of(self._instance_of(source), source))
+        if event is not None:
+            self._clock.call_at(event.at, arrival.finish)
+        return arrival
+
+    def grow(self, instance: Instance, whole: Worker) -> Signal:
+        """It ends when the recorded one did."""
+        ended = Signal(self._clock)
+        event = self._stages.get((key_of(instance, whole), "grow"))
+        if event is not None:
+            self._clock.call_at(event.at, ended.fire)
+        return ended
 
     def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
         """The stage ends when the recorded one did; loops of the control plane turn by themselves."""
@@ -134,7 +167,7 @@ class ReplayedPorts:
         """As live."""
         return self._workers.num_blocks(instance)
 
-    def stop(self, instance: Instance) -> None:
+    def stop(self, instance: Instance, workers: tuple[Worker, ...]) -> None:
         """Nothing runs that would have to end."""
 
     def _hear(self, inflow: Inflow, event: Fetched | FetchFailed) -> None:
@@ -167,7 +200,9 @@ class ReplayedPorts:
         raise ReplayMismatch(f"instance {event.instance} was lost at t={event.at}, here it is not there")
 
     def _instance_of(self, worker: Worker) -> Instance:
-        return next(instance for instance in self._plane().cluster.instances if worker in instance.workers)
+        instance = instance_on(self._plane().cluster, worker.process)
+        assert instance is not None, "ports are asked for workers of living instances"
+        return instance
 
     def _plane(self) -> Control:
         assert self.control is not None, "ports are asked by a control plane"

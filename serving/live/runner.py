@@ -11,7 +11,7 @@ from serving.live.attention import attention_batch
 from serving.live.batch import Payload, StepBatch, StepSample, TokenLogprobs
 from serving.live.config import ModelConfig
 from serving.live.errors import LiveError
-from serving.live.kv import KvCache
+from serving.live.kv import KvCache, KvRows
 from serving.live.model import StageModel
 from serving.live.sampling import Draws, sample, top_logprobs
 
@@ -30,8 +30,17 @@ class DecodeGraphs(Protocol):
 class StageRunner:
     """A stage at work. ``allocate`` comes before ``run``; one thread uses it."""
 
-    def __init__(self, config: ModelConfig, layers: range, tensors: dict[str, Tensor], device: str, dtype: str) -> None:
-        """``tensors`` are those of the stage's part, on the device; another ``dtype`` than theirs copies them."""
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: range,
+        tensors: dict[str, Tensor],
+        device: str,
+        dtype: str,
+        own: StageModel | None = None,
+    ) -> None:
+        """``tensors`` are those of the stage's part, on the device, but for those that ``own`` has; another ``dtype``
+        than theirs copies them."""
         self.config = config
         self.layers = layers
         self.device = torch.device(device)
@@ -40,7 +49,7 @@ class StageRunner:
         self.is_last = layers.stop == config.num_layers
         self.graphs: DecodeGraphs | None = None
         with torch.inference_mode():
-            self.model = StageModel(config, layers, _cast(tensors, self.dtype))
+            self.model = StageModel(config, layers, _cast(tensors, self.dtype), own=own)
         self._kv: KvCache | None = None
         self._num_blocks = self._block_size = 0
         self._staging = torch.empty(0, dtype=torch.int64)
@@ -56,10 +65,18 @@ class StageRunner:
         """Make the KV cache. A GPU's has one block more, into which the padding of recorded steps writes."""
         if num_blocks < 1 or block_size < 1:
             raise LiveError(f"a KV cache of {num_blocks} blocks of {block_size} tokens holds nothing")
-        self._kv = self._new_kv(num_blocks + (self.device.type == "cuda"), block_size)
-        self._num_blocks, self._block_size = num_blocks, block_size
-        if self.device.type == "cuda" and self.is_first and self.is_last:
-            self.graphs = _decode_graphs(self)
+        self._take_kv(self._new_kv(num_blocks + (self.device.type == "cuda"), block_size), num_blocks)
+
+    def grown(self, tensors: dict[str, Tensor]) -> "StageRunner":
+        """A runner of the whole model, of this stage and of the tensors that it lacks. Both may be used by turns: they
+        share this stage's weights and its layers' KV."""
+        config = self.config
+        every = range(config.num_layers)
+        dtype = str(self.dtype).removeprefix("torch.")
+        whole = StageRunner(config, every, tensors, str(self.device), dtype, self.model)
+        before, behind = self.layers.start, every.stop - self.layers.stop
+        whole._take_kv(self.kv.around(before, behind), self._num_blocks)
+        return whole
 
     def run(self, batch: StepBatch, hidden: Tensor | None) -> Tensor | StepSample:
         """One step: hidden states [T, H] for the next stage, or the tokens. ``hidden`` comes from the stage before."""
@@ -93,6 +110,14 @@ class StageRunner:
                 self._sample(computed, batch)
         self.synchronize()
 
+    def kv_rows(self, layers: range, blocks: list[int]) -> KvRows:
+        """The KV of some blocks, in some of the layers, tensor by tensor."""
+        if layers.start < self.layers.start or layers.stop > self.layers.stop:
+            here = f"{self.layers.start}..{self.layers.stop}"
+            raise LiveError(f"no KV of layers {layers.start}..{layers.stop} in a stage of layers {here}")
+        first = 2 * (layers.start - self.layers.start)
+        return KvRows(self._pools()[first : first + 2 * len(layers)], self._block_index(blocks))
+
     def kv_read(self, blocks: list[int]) -> Tensor:
         """The bytes of KV blocks as uint8 on the CPU: layer by layer, keys before values, in the order given."""
         with torch.inference_mode():
@@ -122,6 +147,11 @@ class StageRunner:
         """Wait for the device."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def _take_kv(self, kv: KvCache, num_blocks: int) -> None:
+        self._kv, self._num_blocks, self._block_size = kv, num_blocks, kv.block_size
+        if self.device.type == "cuda" and self.is_first and self.is_last:
+            self.graphs = _decode_graphs(self)
 
     def _new_kv(self, num_blocks: int, block_size: int) -> KvCache:
         return KvCache.allocate(self.config, self.layers, num_blocks, block_size, self.dtype, self.device)

@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
+from math import isinf
 from typing import Any
 
 from serving.core.hardware import Server, StorageServer
-from serving.core.instance import Worker
 from serving.core.stages import Loader
+from serving.core.worker import Worker
 from serving.live.arrival import Arrival, Inflow
 from serving.live.checkpoint import Checkpoint
 from serving.live.errors import LiveError
-from serving.live.fleet import Fleet
+from serving.live.fleet import Fleet, key_of
 from serving.live.part import Part
 from serving.live.prefetch_link import PrefetchLink
 from serving.live.processes import start_prefetcher
-from serving.live.recording import Fetched, FetchFailed, Loaded, WorkerKey
+from serving.live.recording import Fetched, FetchFailed, KvMoved, Loaded, WorkerKey
 from serving.live.shared_region import exists, region_name, unlink
 from serving.live.store_link import StoreLink
 from serving.live.worker_link import LAST_CHANCE, Reply
@@ -34,6 +35,10 @@ class Fetch(Inflow):
     """None: none could be started."""
     heard_at: Seconds
     """When there was news of it last."""
+
+    def failure(self, at: Seconds, reason: str) -> FetchFailed:
+        """For a recording."""
+        return FetchFailed(at=at, worker=self.key, serial=self.serial, reason=reason)
 
     @property
     def lost(self) -> bool:
@@ -107,7 +112,8 @@ class LiveTransport:
         )
         clock = self._fleet.clock
         region = region_name(self._run_id, fetch_id)
-        fetch = Fetch(instance, worker.rank, worker.server, arrival, part, region, None, clock.now)
+        serial = self._fleet.serial_of_fetch(instance, worker)
+        fetch = Fetch(instance, worker.rank, worker.server, arrival, serial, part, region, None, clock.now)
         self._fetches[fetch_id] = fetch
         try:
             prefetcher = fetch.prefetcher = self.open(worker.server)
@@ -132,34 +138,63 @@ class LiveTransport:
         )
         return arrival
 
+    def pieces(self, worker: Worker) -> tuple[Bytes, ...]:
+        """Tensor by tensor."""
+        return worker.tensors
+
     def load(self, worker: Worker, size: Bytes, loader: Loader) -> Arrival:
         """The next tensors of the worker's part, so many bytes of them, from the region into its process."""
         link = self._fleet.link(worker)
         arrival = Arrival(self._fleet.clock, size)
         if link is None:
             raise LookupError(f"a worker on {worker.gpu.name} loads before its process was started")
-        if link.num_loaded == 0:
+        part = worker.layers.start
+        if part not in link.num_loaded:
             try:
                 fetch = self._source(worker)
             except LiveError as error:
                 self._fleet.clock.post(self._fleet.fault, worker, str(error))
                 return arrival
             link.call({"op": "part", "part": fetch.part.to_json(), "region": fetch.region}, None)
-        first = link.num_loaded
-        link.num_loaded = stop_of(worker, first, size)
+        first = link.num_loaded.get(part, 0)
+        stop = link.num_loaded[part] = stop_of(worker, first, size)
         loaded = partial(self._loaded, arrival, self._fleet.key(worker), link.num_loads)
         link.num_loads += 1
-        link.call({"op": "load", "tensors": [first, link.num_loaded], "loader": loader.value}, loaded)
+        command = {"op": "load", "first_layer": part, "tensors": [first, stop], "loader": loader.value}
+        link.call(command, loaded)
         return arrival
+
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Arrival:
+        """The blocks' KV, from one process to the other over a socket between them, as fast as their servers' links."""
+        arrival = Arrival(self._fleet.clock, size)
+        giver, taker, instance = self._fleet.link(source), self._fleet.link(target), self._fleet.instance_of(source)
+        if giver is not None and taker is not None and instance is not None:  # one died, of which the fleet tells
+            what = {"layers": [source.layers.start, source.layers.stop], "blocks": blocks}
+            to = str(self._fleet.kv_path(instance, target))
+            rate = min(source.server.uplink.capacity, target.server.downlink.capacity)
+            limit = None if source.server is target.server or isinf(rate) else rate
+            taker.call(
+                {"op": "kv_take", **what, "rate": limit}, partial(self._moved, arrival, key_of(instance, source))
+            )
+            giver.call({"op": "kv_give", **what, "num_stages": len(instance.workers), "to": to}, None)
+        return arrival
+
+    def _moved(self, arrival: Arrival, worker: WorkerKey, reply: Reply) -> None:
+        del reply  # says how many bytes they were
+        if arrival.under_way:
+            self._fleet.record(KvMoved(at=self._fleet.clock.now, worker=worker))
+            arrival.finish()
 
     def _source(self, worker: Worker) -> Fetch:
         """Where the worker's bytes are: in the region of its own fetch, or in what the server keeps."""
         instance = self._fleet.instance_of(worker)
         found: Fetch | None = None
         for fetch in self._fetches.values():
+            if fetch.part.layers != worker.layers:
+                continue
             if fetch.instance is instance and fetch.rank == worker.rank:
                 return fetch
-            same = fetch.instance.model == (instance and instance.model) and fetch.part.layers == worker.layers
+            same = fetch.instance.model == (instance and instance.model)
             if same and fetch.server is worker.server and not fetch.arrival.cancelled:
                 found = fetch
         if found is None:
@@ -191,7 +226,7 @@ class LiveTransport:
 
     def _advance(self, fetch: Fetch, received: int, *, done: bool) -> None:
         at = self._fleet.clock.now
-        self._fleet.record(Fetched(at=at, worker=fetch.key, received=received, done=done))
+        self._fleet.record(Fetched(at=at, worker=fetch.key, serial=fetch.serial, received=received, done=done))
         fetch.arrival.advance(received)
         if done:
             fetch.arrival.finish()
@@ -199,7 +234,7 @@ class LiveTransport:
     def _fail(self, fetch: Fetch, reason: str) -> None:
         if not fetch.arrival.under_way:
             return  # it was cancelled meanwhile
-        self._fleet.record(FetchFailed(at=self._fleet.clock.now, worker=fetch.key, reason=reason))
+        self._fleet.record(fetch.failure(self._fleet.clock.now, reason))
         if self._fleet.cluster is not None and self._fleet.on_lost is not None:
             fetch.fail(self._fleet.cluster, reason, self._fleet.on_lost)
 
@@ -210,7 +245,7 @@ class LiveTransport:
             if fetch.prefetcher is link and fetch.arrival.under_way:
                 self._fleet.clock.post(self._fail, fetch, reason)
             elif fetch.prefetcher is link and fetch.lost:
-                self._fleet.record(FetchFailed(at=self._fleet.clock.now, worker=fetch.key, reason=reason))
+                self._fleet.record(fetch.failure(self._fleet.clock.now, reason))
                 fetch.forget()
 
     def _look(self, fetch: Fetch) -> None:

@@ -7,21 +7,29 @@ Commands come as frames over the socket N, each with ``op`` and ``id``; the answ
 
     libraries                                   import torch and the model code
     context    device                           open the device: "cpu", "cuda:N"
-    part       part, region                     what is to be loaded, and the shared memory that it arrives in
-    load       tensors [i, j), loader           copy them to the device, once they have arrived
+    part       part, region                     what is to be loaded, and the shared memory that it arrives in; further
+                                                parts, of other layers, may come once it serves
+    load       first_layer, tensors [i, j),     copy tensors of the part from that layer on to the device, once they
+               loader                           have arrived
     profile    num_tokens, MODEL                one forward pass
     engine     MODEL, STAGE                     make the KV cache, meet the neighbours
-    step       a StepBatch                      the last stage answers with a StepSample; the others only if they fail
-    kv_read    blocks                           their bytes, in the order of ``StageRunner.kv_read``
-    kv_write   blocks                           and back
+    step       num_stages, a StepBatch          the last stage answers with a StepSample; the others only if they fail
+    kv_read    num_stages, blocks               their bytes, in the order of ``StageRunner.kv_read``
+    kv_write   num_stages, blocks               and back
+    grow       listen                           of all parts, make an engine of one stage beside that of the pipeline;
+                                                others may give it KV at ``listen``
+    kv_take    layers, blocks, rate             take their KV, for the engine of one stage, at a rate at most (or null)
+    kv_give    num_stages, layers, blocks, to   give it to the process that listens at ``to``
+    shed       num_stages                       the pipeline is no more: end its engine
     exit
 
 MODEL is ``config`` (ModelConfig), ``dtype`` and ``threads``; the first command with it builds the model. STAGE is
-``rank``, ``num_stages``, ``listen``, ``connect``, ``num_blocks`` and ``block_size``.
+``rank``, ``num_stages``, ``listen``, ``connect``, ``num_blocks`` and ``block_size``. Elsewhere ``num_stages`` says
+which engine is meant.
 
-The device, the part and its loading have a thread of their own, without torch, so that tensors stream to the device
-while the main thread imports; everything else happens on the main thread in order of arrival. The process ends when
-control's end of the socket closes, even in the middle of a step.
+The device, parts and their loading, growth and KV that comes in have a thread of their own, so that tensors stream to
+the device while the main thread imports, and later while it computes steps; everything else happens on the main thread
+in order of arrival. The process ends when control's end of the socket closes, even in the middle of a step.
 """
 
 import argparse
@@ -42,6 +50,7 @@ from serving.live.signals import leave_signals_to_control
 from serving.live.worker_stages import Device, Weights, open_device
 
 if TYPE_CHECKING:
+    from serving.live.kv_move import KvInlet
     from serving.live.pipeline_stage import PipelineStage
     from serving.live.runner import StageRunner
 
@@ -59,9 +68,13 @@ class Worker:
         self._sending = threading.Lock()
         self._libraries = threading.Event()
         self._device: Device | None = None
-        self._weights: Weights | None = None
+        self._parts: dict[int, Weights] = {}
+        """By first layer; the first is that of the stage."""
         self._runner: StageRunner | None = None
-        self._stage: PipelineStage | None = None
+        """Of the stage."""
+        self._engines: dict[int, PipelineStage] = {}
+        """By number of stages."""
+        self._inlet: KvInlet | None = None
         self._main: SimpleQueue[Command] = SimpleQueue()
         self._side: SimpleQueue[Command] = SimpleQueue()
         self._on_main: dict[str, Callable[[Header, bytes], Answer | None]] = {
@@ -71,11 +84,15 @@ class Worker:
             "step": self._run_step,
             "kv_read": self._read_kv,
             "kv_write": self._write_kv,
+            "kv_give": self._give_kv,
+            "shed": self._shed,
         }
         self._beside: dict[str, Callable[[Header, bytes], Answer | None]] = {
             "context": self._open_context,
             "part": self._take_part,
             "load": self._load,
+            "grow": self._grow,
+            "kv_take": self._take_kv,
         }
 
     def run(self) -> None:
@@ -87,8 +104,9 @@ class Worker:
 
     def end(self, code: int = 0) -> None:
         """Leave at once, whatever runs: nobody waits for its result any more, and the system takes all memory back."""
-        if self._stage is not None:
-            self._stage.close()
+        for thing in (*self._engines.values(), self._inlet):
+            if thing is not None:
+                thing.close()
         os._exit(code)
 
     def _receive(self) -> None:
@@ -141,15 +159,17 @@ class Worker:
         return {}, []
 
     def _take_part(self, header: Header, _payload: bytes) -> Answer:
-        if self._device is None or self._weights is not None:
-            raise LiveError("part: a worker takes one, after its context")
+        if self._device is None or (self._parts and not self._engines):
+            raise LiveError("part: a worker takes one after its context, and others once its engine runs")
         part = Part.from_json(header["part"])
-        self._weights = Weights(part, SharedRegion.open(header["region"]), self._device, self._libraries)
+        region = SharedRegion.open(header["region"])
+        self._parts[part.layers.start] = Weights(part, region, self._device, self._libraries)
         return {}, []
 
     def _load(self, header: Header, _payload: bytes) -> Answer:
+        weights = _made(self._parts.get(header["first_layer"]), "part")
         first, stop = header["tensors"]
-        _made(self._weights, "part").load(first, stop, Loader(header["loader"]))
+        weights.load(first, stop, Loader(header["loader"]))
         return {}, []
 
     def _profile(self, header: Header, _payload: bytes) -> Answer:
@@ -159,21 +179,62 @@ class Worker:
     def _start_engine(self, header: Header, _payload: bytes) -> Answer:
         from serving.live.pipeline_stage import PipelineStage, StagePlace
 
-        if self._stage is not None:
+        if self._engines:
             raise LiveError("engine: it runs already")
-        self._stage = PipelineStage(self._model(header), StagePlace.of(header))
+        place, runner = StagePlace.of(header), self._model(header)
+        runner.allocate(place.num_blocks, place.block_size)
+        self._engines[place.num_stages] = PipelineStage(runner, place.listen, place.connect)
         return {}, []
 
     def _run_step(self, header: Header, payload: bytes) -> Answer | None:
-        sampled = _made(self._stage, "engine").step(header, payload)
+        sampled = self._engine(header).step(header, payload)
         return None if sampled is None else sampled.encode()
 
     def _read_kv(self, header: Header, _payload: bytes) -> Answer:
-        return {}, [_made(self._stage, "engine").kv_read(header["blocks"])]
+        return {}, [self._engine(header).kv_read(header["blocks"])]
 
     def _write_kv(self, header: Header, payload: bytes) -> Answer:
-        _made(self._stage, "engine").kv_write(header["blocks"], payload)
+        self._engine(header).kv_write(header["blocks"], payload)
         return {}, []
+
+    def _grow(self, header: Header, _payload: bytes) -> Answer:
+        from serving.live.kv_move import KvInlet
+        from serving.live.pipeline_stage import PipelineStage
+
+        runner = _made(self._runner, "engine")
+        rest = [weights for weights in self._parts.values() if weights.part.layers != runner.layers]
+        tensors = {name: tensor for weights in rest for name, tensor in weights.tensors().items()}
+        self._inlet = KvInlet(header["listen"])
+        self._engines[1] = PipelineStage(runner.grown(tensors))
+        return {}, []
+
+    def _take_kv(self, header: Header, _payload: bytes) -> Answer:
+        layers = range(*header["layers"])
+        rows = self._engine({**header, "num_stages": 1}).runner.kv_rows(layers, header["blocks"])
+        _made(self._inlet, "grow").take(layers, rows, header["rate"])
+        return {"bytes": rows.num_bytes}, []
+
+    def _give_kv(self, header: Header, _payload: bytes) -> Answer:
+        from serving.live.kv_move import give_kv
+
+        layers = range(*header["layers"])
+        give_kv(header["to"], layers, self._engine(header).runner.kv_rows(layers, header["blocks"]))
+        return {}, []
+
+    def _shed(self, header: Header, _payload: bytes) -> Answer:
+        self._engine(header).close()
+        del self._engines[header["num_stages"]]
+        if self._inlet is not None:
+            self._inlet.close()
+        self._inlet = self._runner = None
+        return {}, []
+
+    def _engine(self, header: Header) -> "PipelineStage":
+        """The one that a command means."""
+        num_stages = header["num_stages"]
+        if self._engines and num_stages not in self._engines:
+            raise LiveError(f"{header['op']}: no engine of {num_stages} stages here, only of {[*self._engines]}")
+        return _made(self._engines.get(num_stages), "engine")
 
     def _model(self, header: Header) -> "StageRunner":
         """The runner over the loaded tensors, built at the first need."""
@@ -183,7 +244,7 @@ class Worker:
             from serving.live.config import ModelConfig
             from serving.live.runner import StageRunner
 
-            weights = _made(self._weights, "part")
+            weights = _made(next(iter(self._parts.values()), None), "part")
             torch.set_num_threads(header["threads"])
             config = ModelConfig.from_json(header["config"])
             tensors, layers = weights.tensors(), weights.part.layers

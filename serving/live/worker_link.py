@@ -21,6 +21,8 @@ ANSWER_LIMIT: Seconds = 120.0
 """A worker that owes an answer and says nothing for so long is taken for hung: no step and no stage takes as long."""
 LAST_CHANCE: Seconds = 1.0
 """What it has beyond the limit: this process may have been stopped itself, and an answer may lie in its socket."""
+BESIDE = ("context", "part", "load", "grow", "kv_take")
+"""Commands that a worker carries out on a thread of their own, while steps go on."""
 GRACE: Seconds = 1.0
 """What a worker has to end by itself: its GPU memory has been given away already."""
 
@@ -36,11 +38,22 @@ class Reply:
 OnReply = Callable[[Reply], None]
 
 
+@dataclass(slots=True, eq=False)
+class Owed:
+    """An answer that is waited for."""
+
+    on_reply: OnReply
+    beside: bool
+    """The process carries the command out on its loading thread."""
+    since: Seconds
+    """When it was asked for, or that thread last answered."""
+
+
 class WorkerLink:
     """One worker process. All but the reader thread's part runs on the clock's thread.
 
     ``on_fault(reason)`` is called on the clock, at most once: a command failed, the process ended before ``close``, or
-    it owes a greeting or an answer and has said nothing for ``answer_limit``.
+    it owes a greeting or an answer, and the thread that owes it has said nothing for ``answer_limit``.
     """
 
     def __init__(self, live: LiveProcess, clock: Clock, answer_limit: Seconds = ANSWER_LIMIT) -> None:
@@ -49,17 +62,19 @@ class WorkerLink:
         self.greeted = False
         """The process runs and listens, and the clock's thread has heard of it."""
         self.closed = False
-        self.num_loaded = 0
-        """Tensors of its part that were ordered onto the device, in ``num_loads`` commands."""
+        self.num_loaded: dict[int, int] = {}
+        """By a part's first layer, tensors of it that were ordered onto the device."""
         self.num_loads = 0
+        """Commands by which they were."""
+        self.num_rests = 0
+        """Fetches of what the process lacked when it had started."""
         self._clock = clock
         self._listens = Event()
         self._ids = count(1)
-        self._waiting: dict[int, OnReply] = {}
+        self._waiting: dict[int, Owed] = {}
         self._on_hello: list[Callable[[], object]] = []
         self._answer_limit = answer_limit
-        self._silent_since = clock.now
-        """Since then an answer is owed and nothing was heard; of no meaning while none is owed."""
+        self._started_at = clock.now
         self._watch: Timer | None = clock.call_later(answer_limit, self._look)
         _limit_sends(live.socket)
         self._reader = Thread(target=self._read, name=f"replies of {live.name}", daemon=True)
@@ -71,8 +86,8 @@ class WorkerLink:
             return
         command_id = next(self._ids)
         if on_reply is not None:
+            self._waiting[command_id] = Owed(on_reply, header["op"] in BESIDE, self._clock.now)
             self._expect()
-            self._waiting[command_id] = on_reply
         try:
             send_frame(self.live.socket, {**header, "id": command_id}, *buffers)
         except (OSError, LiveError) as error:
@@ -136,39 +151,41 @@ class WorkerLink:
 
     def _hello(self) -> None:
         self.greeted = True
-        self._silent_since = self._clock.now
         waiting, self._on_hello = self._on_hello, []
         for then in waiting:
             then()
 
     def _answer(self, command_id: int, reply: Reply) -> None:
-        self._silent_since = self._clock.now
-        on_reply = self._waiting.pop(command_id, None)
-        if on_reply is not None:
-            on_reply(reply)
+        answered = self._waiting.pop(command_id, None)
+        if answered is None:
+            return
+        for owed in self._waiting.values():
+            if owed.beside == answered.beside:
+                owed.since = self._clock.now
+        answered.on_reply(reply)
 
     @property
-    def _owes(self) -> bool:
-        """Whether it has still something to say."""
-        return bool(self._waiting) or not self.greeted
+    def _silent_since(self) -> Seconds | None:
+        """Since when it owes something and says nothing; None: it has nothing to say."""
+        since = [owed.since for owed in self._waiting.values()]
+        return min(since, default=None) if self.greeted else self._started_at
 
     def _expect(self) -> None:
         """An answer will be owed from now on. The timer outlasts many answers: it is not booked for each."""
-        if not self._owes:
-            self._silent_since = self._clock.now
         if self._watch is None:
             self._watch = self._clock.call_later(self._answer_limit, self._look)
 
     def _look(self) -> None:
         """The timer: look again when the limit may be over, and once more a moment after it."""
         self._watch = None
-        if self.closed or not self._owes:
+        silent_since = self._silent_since
+        if self.closed or silent_since is None:
             return
-        left = self._silent_since + self._answer_limit - self._clock.now
+        left = silent_since + self._answer_limit - self._clock.now
         if left > 0:
             self._watch = self._clock.call_later(left, self._look)
         else:
-            self._clock.post(self._give_last_chance, self._silent_since)
+            self._clock.post(self._give_last_chance, silent_since)
 
     def _give_last_chance(self, silent_since: Seconds) -> None:
         """As a post, for which time is what it is, however late the timer ran."""
@@ -177,9 +194,10 @@ class WorkerLink:
 
     def _accuse(self, silent_since: Seconds) -> None:
         self._watch = None
-        if self._owes and self._silent_since == silent_since:
+        now_silent_since = self._silent_since
+        if now_silent_since == silent_since:
             self._fault(f"{self.live.name} (process {self.live.pid}) has not answered for {self._answer_limit:g} s")
-        elif self._owes:
+        elif now_silent_since is not None:
             self._expect()
 
     def _fault(self, reason: str) -> None:

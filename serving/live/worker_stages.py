@@ -42,8 +42,8 @@ class Device(Protocol):
     name: str
     """As torch calls it: ``cpu``, ``cuda:0``."""
 
-    def allocate(self, size: int) -> DeviceMemory:
-        """Memory of so many bytes."""
+    def allocate(self, size: int, *, background: bool = False) -> DeviceMemory:
+        """Memory of so many bytes; ``background``: what is copied into it lets steps go first."""
         ...
 
 
@@ -52,8 +52,9 @@ class HostDevice:
 
     name = "cpu"
 
-    def allocate(self, size: int) -> "HostMemory":
-        """Private memory of this process."""
+    def allocate(self, size: int, *, background: bool = False) -> "HostMemory":
+        """Private memory of this process; copies into it are the loading thread's, and steps another's."""
+        del background
         return HostMemory(size)
 
 
@@ -125,7 +126,7 @@ class Weights:
         self._loader = loader
         self._wait(self._region, entries[-1].offset + entries[-1].num_bytes)
         copy: Callable[[SharedRegion, tuple[TensorEntry, ...]], None] = (
-            self._load_direct if loader is Loader.DIRECT else self._load_by_tensor
+            self._load_by_tensor if loader is Loader.ENGINE else self._load_direct
         )
         copy(self._region, entries)
         for index in range(first, stop):
@@ -144,7 +145,7 @@ class Weights:
 
     def _load_direct(self, region: SharedRegion, entries: tuple[TensorEntry, ...]) -> None:
         if self._memory is None:
-            self._memory = self.device.allocate(self.part.size)
+            self._memory = self.device.allocate(self.part.size, background=self._loader is Loader.BACKGROUND)
         start, end = entries[0].offset, entries[-1].offset + entries[-1].num_bytes
         self._memory.copy_in(start, address_of(region.data) + start, end - start)
 

@@ -43,11 +43,11 @@ class CommandError(AssertionError):
     """A worker answered that it could not."""
 
 
-def make_lively(folder: Path) -> Path:
+def make_lively(folder: Path, **changes: Any) -> Path:
     """A random model whose layers matter: with weights as small as usual it would repeat one token forever."""
     from safetensors.torch import load_file, save_file
 
-    make_checkpoint(folder, TINY, seed=1)
+    make_checkpoint(folder, {**TINY, **changes}, seed=1)
     weights = load_file(folder / "model.safetensors")
     for name, values in weights.items():
         if ".layers." in name and values.dim() == 2:
@@ -149,7 +149,7 @@ class Stages:
     def send_step(self, batch: StepBatch) -> int:
         """Give a step to every stage; returns the command id of the last."""
         header, buffers = batch.encode()
-        return [worker.send("step", *buffers, **header) for worker in self.workers][-1]
+        return [worker.send("step", *buffers, num_stages=len(self.workers), **header) for worker in self.workers][-1]
 
     def step(self, batch: StepBatch) -> StepSample:
         """Run a step."""
@@ -166,7 +166,7 @@ class Stages:
             worker.call("part", part=part.to_json(), region=region.name)
         if loader == "engine":
             worker.wait(libraries)
-        return worker.send("load", tensors=[0, len(part.tensors)], loader=loader)
+        return worker.send("load", first_layer=part.layers.start, tensors=[0, len(part.tensors)], loader=loader)
 
 
 class InOneProcess:

@@ -87,6 +87,7 @@ def test_requests_of_a_killed_worker_go_on_elsewhere_and_say_the_same(
         assert [heard.ids for heard in asked] == undisturbed
         stats = until(engine, lambda stats: stats.instances_ready == num_instances)
         assert (stats.losses, stats.kv_blocks_used) == (1, 0)
+        assert (stats.cold_starts, stats.consolidations) == (num_instances + 1, 0)
 
 
 def test_a_worker_that_stops_answering_is_aborted_with_its_engine() -> None:

@@ -13,8 +13,9 @@ import pytest
 from serving.core.clock import FlowBody, SimClock, spawn
 from serving.core.cluster import Cluster
 from serving.core.hardware import Server
-from serving.core.instance import Instance, Phase, Worker
+from serving.core.instance import Instance, Phase
 from serving.core.ports import System
+from serving.core.worker import Worker
 from serving.live.arrival import Arrival, Inflow
 from serving.live.checkpoint import Checkpoint
 from serving.live.errors import LiveError
@@ -75,7 +76,7 @@ def test_a_complete_arrival_is_released_without_being_cancelled() -> None:
 def test_a_fetch_that_fails_takes_all_who_read_it_and_the_cache_entry_with_it() -> None:
     cluster, server, instances = readers_of_one_cache()
     freed: list[bool] = []
-    inflow = Inflow(instances[0], 0, server, Arrival(cluster.clock, 100, on_release=lambda: freed.append(True)))
+    inflow = Inflow(instances[0], 0, server, Arrival(cluster.clock, 100, on_release=lambda: freed.append(True)), 0)
     assert server.cache is not None
     entry = server.cache.open("llama2-7b", 100)
     entry.fill(inflow.arrival)

@@ -1,5 +1,7 @@
 """Parity: a live run's completions, replayed in virtual time at their recorded times, give the same decisions."""
 
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -7,15 +9,16 @@ import pytest
 from serving.core.clock import FlowBody, Signal
 from serving.core.ports import System
 from serving.live.fleet import WorkerOptions
-from serving.live.recording import Event, Recording, StepEnded
+from serving.live.recording import Event, KvMoved, Recording, StepEnded
 from serving.live.replay import ReplayMismatch, replay
-from serving.live.setup import LiveSetup, serve_live
+from serving.live.setup import LiveRun, LiveSetup, serve_live
 from serving.policies import configured
-from serving.records import DecisionRecord, Record, RequestRecord, StageRecord
+from serving.records import DecisionRecord, PauseRecord, Record, RequestRecord, StageRecord
 from serving.testbed import Testbed
 from serving.units import GB, MB
 from serving.workload.clients import Client, Send
 from tests.live.served import fixed, left_over, live_setup, request, small_testbed
+from tests.live.test_watchdog import Disturb, run_to_the_end
 
 pytest.importorskip("torch", reason="needs the live extra: make test-live")
 
@@ -80,6 +83,51 @@ def test_replayed_completions_give_the_same_decisions(name: str) -> None:
         assert fetched[0] > 0 == fetched[1]
     if name == "hydraserve":
         assert {len(d.servers) for d in decisions(records) if d.action == "launch"} == {2}
+
+
+class EndTheSecondRest(Disturb):
+    """Kills the prefetcher that fetches what the second pipeline's worker lacks."""
+
+    def done(self, run: LiveRun) -> bool:
+        for fetch in run.transport.fetches:
+            if (
+                fetch.instance.instance_id == 1
+                and fetch.serial
+                and fetch.prefetcher is not None
+                and fetch.arrival.under_way
+            ):
+                os.kill(fetch.prefetcher.process.live.pid, signal.SIGKILL)
+                return True
+        return False
+
+
+def test_consolidations_of_adaptive_groups_are_replayed_also_one_that_fails() -> None:
+    """One worker would take (0.96 MB at 1 MB/s) + 29.3 s, more than the SLO of 30 s; two fetch half each. Once the
+    oldest request has waited for a while, nothing meets the SLO, and one worker starts."""
+    records: list[Record] = []
+    knobs = {**SCALED, "sizing": "adaptive", "after_fetch": 29.3, "max_pipeline_size": 2, "batch_size": 2}
+    testbed = small_testbed(2, gpu_memory=1.5 * GB, nic_rate=1 * MB, fetch_rate=1 * MB)
+    setup = live_setup(configured("hydraserve", knobs), testbed, workers=WorkerOptions(max_blocks=64))
+
+    def client(send: Send) -> FlowBody:
+        answers = [send(request(number, 9 + number, 350)) for number in range(3)]
+        while answers:
+            yield answers.pop()
+        yield 1.0
+        yield send(request(3, 20, 350))
+
+    decided, recording = run_to_the_end(setup, client, EndTheSecondRest(), records)
+    assert [d.action for d in decided if d.action != "dispatch"] == [
+        *("launch", "consolidate", "retire"),
+        *("launch", "consolidate", "lose"),
+        "launch",
+    ]
+    assert [len(d.servers) for d in decided if d.action in ("launch", "retire")] == [2, 1, 2, 1]
+    assert [d.num_output_tokens for d in records if isinstance(d, RequestRecord)] == [350] * 4
+    (lost,) = (d for d in decided if d.action == "lose")
+    assert "prefetcher of small-0" in lost.detail
+    assert sum(isinstance(event, KvMoved) for event in recording.events) == 1
+    assert sum(isinstance(record, PauseRecord) for record in records) == 3
 
 
 def test_a_replay_that_is_not_of_this_run_is_noticed() -> None:

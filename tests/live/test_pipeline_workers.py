@@ -3,6 +3,7 @@
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,8 +32,14 @@ def test_two_and_four_stages_answer_like_one_and_a_dead_stage_is_reported(folder
         check_that_a_stage_killed_in_a_step_is_missed(stages)
 
 
+def encoded(prompt: list[int]) -> tuple[dict[str, Any], list[memoryview]]:
+    """A step for two stages, as it is sent."""
+    header, buffers = a_step(prompt, 0, BLOCKS).encode()
+    return {"num_stages": 2, **header}, buffers
+
+
 def check_that_a_step_which_fails_in_the_first_stage_fails_in_the_last(stages: Stages) -> None:
-    header, buffers = a_step(PROMPTS[0], 0, BLOCKS).encode()
+    header, buffers = encoded(PROMPTS[0])
     first, last = stages.workers
     broken = first.send("step", *buffers[:-1], **header)
     waiting = last.send("step", *buffers, **header)
@@ -41,7 +48,7 @@ def check_that_a_step_which_fails_in_the_first_stage_fails_in_the_last(stages: S
     with pytest.raises(CommandError, match="failed in the stage before: step frame"):
         last.wait(waiting)
     # and the other way round: what the first stage sent for the failed step is not taken for the next
-    header, buffers = a_step(PROMPTS[1], 0, BLOCKS).encode()
+    header, buffers = encoded(PROMPTS[1])
     first.send("step", *buffers, **header)
     with pytest.raises(CommandError, match="its header counts more"):
         last.wait(last.send("step", *buffers[:-1], **header))
@@ -49,7 +56,7 @@ def check_that_a_step_which_fails_in_the_first_stage_fails_in_the_last(stages: S
 
 def check_that_a_stage_killed_in_a_step_is_missed(stages: Stages) -> None:
     first, last = stages.workers
-    header, buffers = a_step(PROMPTS[0], 0, BLOCKS).encode()
+    header, buffers = encoded(PROMPTS[0])
     first.live.process.send_signal(signal.SIGSTOP)  # so that the last stage is in the step and waits
     waiting = last.send("step", *buffers, **header)
     time.sleep(0.2)

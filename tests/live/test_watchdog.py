@@ -2,16 +2,19 @@
 
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 
-from serving.core.clock import FlowBody, spawn
+from serving.core.clock import FlowBody, SimClock, spawn
 from serving.live.fleet import WorkerOptions
 from serving.live.recording import FetchFailed, Lost, Recording
 from serving.live.replay import replay
 from serving.live.setup import LiveRun, LiveSetup, running, whole_run
+from serving.live.worker import Worker as WorkerProcess
+from serving.live.worker_link import BESIDE, Reply, WorkerLink
 from serving.policies import configured
 from serving.records import DecisionRecord, Record
 from serving.units import MB
@@ -32,15 +35,18 @@ def setup_of(answer_limit: float = 60.0, rate: float = 200 * MB, fetch_limit: fl
     return live_setup(fixed(1), small_testbed(1, exclusive=True, fetch_rate=rate), workers=options)
 
 
-def run_to_the_end(setup: LiveSetup, client: Client, disturb: "Disturb") -> tuple[list[DecisionRecord], Recording]:
+def run_to_the_end(
+    setup: LiveSetup, client: Client, disturb: "Disturb", records: list[Record] | None = None
+) -> tuple[list[DecisionRecord], Recording]:
     """The decisions of a run, which a replay repeats."""
-    records: list[Record] = []
+    records = [] if records is None else records
     recording = Recording()
     with running(setup, records.append, recording) as run:
         whole = spawn(run.clock, whole_run(run.clock, run.control, client))
         run.control.start()
         spawn(run.clock, disturb.flow(run))
         run.clock.run(until=lambda: whole.done.fired)
+        run.control.close()
     decided = [record for record in records if isinstance(record, DecisionRecord)]
     assert replay(setup, recording, client) == decided
     return decided, recording
@@ -122,3 +128,46 @@ def test_what_a_server_kept_is_fetched_anew_when_its_prefetcher_has_ended() -> N
     launches = [decision.from_cache for decision in decided if decision.action == "launch"]
     assert launches == [False, False]
     assert not [decision for decision in decided if decision.action in ("lose", "refuse")]
+
+
+class SilentProcess:
+    """Takes commands, and answers when the test says so."""
+
+    name, pid = "worker 0.0", 1
+
+    def __init__(self) -> None:
+        self.socket, self._other = socket.socketpair()
+
+    def stop(self, grace: float) -> None:
+        """Nothing runs."""
+        del grace
+
+    def obituary(self) -> str:
+        """It does not end by itself."""
+        return "gone"
+
+
+@pytest.mark.parametrize(("answered", "accused_at"), [("load", 7.0), ("step", 11.0), (None, 7.0)])
+def test_answers_of_the_loading_thread_do_not_hide_that_steps_hang(answered: str | None, accused_at: float) -> None:
+    clock = SimClock()
+    link = WorkerLink(SilentProcess(), clock, answer_limit=6.0)  # type: ignore[arg-type]
+    faults: list[tuple[float, str]] = []
+    link.on_fault = lambda reason: faults.append((clock.now, reason))
+    clock.call_at(0.0, link._hello)
+    reply = Reply(header={}, payload=b"")
+    for op in ("step", "step", "load"):
+        clock.call_at(0.0, link.call, {"op": op}, lambda _: None)
+    if answered is not None:  # the second load or step is still owed
+        clock.call_at(1.0, link.call, {"op": "load"}, lambda _: None)
+        clock.call_at(4.0, link._answer, 1 if answered == "step" else 3, reply)
+        clock.call_at(5.0, link._answer, 3 if answered == "step" else 4, reply)
+        clock.call_at(5.0, link._answer, 4, reply)
+    clock.run()
+    link.join()
+    assert faults == [(accused_at, "worker 0.0 (process 1) has not answered for 6 s")]
+
+
+def test_control_knows_which_commands_are_carried_out_beside_steps() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert tuple(WorkerProcess(ours)._beside) == BESIDE

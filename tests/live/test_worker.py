@@ -115,14 +115,14 @@ def test_the_other_loader_and_moved_kv_continue_alike(folder: Path, single: Stag
         worker = second.workers[0]
         worker.call("profile", num_tokens=600, **second.model)  # more than the model is long
         half = generate(single, PROMPT, 5, BLOCKS)
-        _, bytes_ = single.workers[0].call("kv_read", blocks=BLOCKS[:4])
+        _, bytes_ = single.workers[0].call("kv_read", num_stages=1, blocks=BLOCKS[:4])
         moved = [21, 20, 3, 1, 8, 9, 10]
-        worker.call("kv_write", bytes_, blocks=moved[:4])
+        worker.call("kv_write", bytes_, num_stages=1, blocks=moved[:4])
         while len(half) < 16:
             half += second.step(a_step(half[-1:], len(PROMPT) + len(half) - 1, moved)).ids.tolist()
         assert half == output
         with pytest.raises(CommandError, match="4 blocks of these layers are"):
-            worker.call("kv_write", bytes_[:-4], blocks=moved[:4])
+            worker.call("kv_write", bytes_[:-4], num_stages=1, blocks=moved[:4])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -142,8 +142,8 @@ def test_tensors_load_while_the_libraries_are_imported(folder: Path) -> None:
             libraries = worker.send("libraries")
             worker.call("context", device="cpu")
             worker.call("part", part=part.to_json(), region=region.name)
-            worker.call("load", tensors=[0, 3], loader="direct")
-            rest = worker.send("load", tensors=[3, len(part.tensors)], loader="direct")
+            worker.call("load", first_layer=0, tensors=[0, 3], loader="direct")
+            rest = worker.send("load", first_layer=0, tensors=[3, len(part.tensors)], loader="direct")
             fill(region, checkpoint, part)
             worker.wait(rest)
             assert not worker.answered(libraries)
@@ -156,13 +156,13 @@ def test_tensors_load_while_the_libraries_are_imported(folder: Path) -> None:
     ("command", "error"),
     [
         ({"op": "dance"}, "no command 'dance'"),
-        ({"op": "load", "tensors": [0, 1], "loader": "direct"}, "the command 'part' comes first"),
+        ({"op": "load", "first_layer": 0, "tensors": [0, 1], "loader": "direct"}, "the command 'part' comes first"),
         ({"op": "context"}, "context: the command lacks 'device'"),
         ({"op": "context", "device": "tpu"}, "no device 'tpu'"),
         ({"op": "context", "device": "cuda:x"}, "no device 'cuda:x'"),
         ({"op": "part", "part": {}, "region": "x"}, "after its context"),
-        ({"op": "step"}, "the command 'engine' comes first"),
-        ({"op": "kv_read", "blocks": [0]}, "the command 'engine' comes first"),
+        ({"op": "step", "num_stages": 1}, "the command 'engine' comes first"),
+        ({"op": "kv_read", "num_stages": 1, "blocks": [0]}, "the command 'engine' comes first"),
     ],
 )
 def test_a_command_that_cannot_be_is_answered_in_one_line(

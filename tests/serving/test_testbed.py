@@ -1,6 +1,7 @@
 """Inventories: machines as the spec says, all memory free, stores taken in turn."""
 
 from dataclasses import replace
+from math import inf
 
 import pytest
 from hypothesis import given
@@ -102,3 +103,10 @@ def test_stores_differ_by_no_more_than_one_server(rates: list[int], num_stores: 
         assign_stores(float(rate), left, "largest")
     assert sum(100.0 - rest for rest in left.values()) == sum(rates)
     assert max(left.values()) - min(left.values()) <= max(rates, default=0)
+
+
+def test_links_without_a_limit_take_one_store_and_leave_it_without_a_limit() -> None:
+    inventory = build_inventory(
+        Testbed(servers=((replace(A10, nic_rate=inf), 3),), num_stores=2, store_nic_rate=inf, exclusive=False)
+    )
+    assert [len(server.stores) for server in inventory.servers] == [1, 1, 1]
