@@ -47,7 +47,8 @@ def queued(request: RequestRecord) -> Seconds | None:
 
 def billed(worker: WorkerRecord, grace: Seconds) -> float:
     """GB·s = planned memory · (end − start). Where the run ended first, the end is when the instance last held a
-    request (or was ready, or began to start) + the grace period (sheet, section 6)."""
+    request (or was ready, or began to start) + the grace period (sheet, section 6). Else it is when the memory was free
+    again: the reaper's turn after the grace period, up to a second later than the artifact reckons, for any system."""
     end = worker.ended_at
     if end is None:
         known = (worker.last_busy_at, worker.ready_at, worker.started_at)

@@ -53,8 +53,9 @@ class Cluster:
         return (i for i in self.instances if i.model == model and i.phase is phase)
 
     def models_held(self) -> list[str]:
-        """Models with held sequences, in order of their first one ever."""
-        return [model for model, queue in self.held.items() if queue]
+        """Models with held sequences, the one whose first has waited longest first."""
+        held = [model for model, queue in self.held.items() if queue]
+        return sorted(held, key=lambda model: self.held[model][0].arrived_at)
 
     def num_held(self, model: str) -> int:
         """Sequences of the model that no instance has yet."""

@@ -52,6 +52,8 @@ class Instance:
     """None until it is ready."""
     waiting: deque[Sequence] = field(default_factory=deque)
     running: list[Sequence] = field(default_factory=list)
+    opened_at: Seconds | None = None
+    """When it became ready; of what comes of a consolidation, when that had the whole model."""
     idle_since: Seconds | None = None
     """Since when it is ready and has no sequence; None while it is starting or has some."""
     last_busy_at: Seconds | None = None
@@ -88,7 +90,7 @@ class Instance:
         """Become ready, with KV memory."""
         self.pool = pool
         self.phase = Phase.READY
-        self.idle_since = self.clock.now
+        self.opened_at = self.idle_since = self.clock.now
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence and see that a step is under way."""

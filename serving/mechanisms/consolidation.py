@@ -4,6 +4,10 @@ Each worker with memory for the whole model fetches what it lacks in the backgro
 first has it, new sequences run there; those of the pipeline follow with their KV, or stay until their last token. Then
 the workers that are not needed end, and each further whole one is an instance of its own (HydraServe sheet, section
 3.4).
+
+**Departures**: low-memory workers end, and the KV pool grows, when all whole workers have their weights and the
+pipeline is empty; in the artifact the pool grows with the first one's weights, and the workers end when that one is
+done.
 """
 
 from dataclasses import dataclass, field

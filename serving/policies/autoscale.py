@@ -30,10 +30,10 @@ def workers_wanted(model: str, cluster: Cluster, num_handed_out: int, batch_size
     return ceil(max(0, cluster.num_held(model) - num_handed_out - starting) / batch_size)
 
 
-def oldest_wait(model: str, cluster: Cluster) -> Seconds:
-    """How long the oldest held sequence of the model has waited."""
-    queue = cluster.held.get(model)
-    return cluster.now - queue[0].arrived_at if queue else 0.0
+def oldest_wait(model: str, cluster: Cluster, num_handed_out: int = 0) -> Seconds:
+    """How long the oldest held sequence of the model has waited, of those that are not handed out now."""
+    queue = cluster.held.get(model, ())
+    return cluster.now - queue[num_handed_out].arrived_at if len(queue) > num_handed_out else 0.0
 
 
 def retire_idle(cluster: Cluster, grace_period: Seconds) -> list[Retire]:

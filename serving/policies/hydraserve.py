@@ -4,10 +4,13 @@
 pipeline size and memory (static, adaptive, and fixed for comparison), 3.2 contention-aware bandwidth, 3.3 stage graph
 with its four techniques (prefetch, stream, overlap, parallel) switchable one by one, 3.4 pipeline consolidation, 3.5
 host cache.
-**Departures**: the CUDA context is made beside the library imports, not before them: the paper's own bars rule out
-the serial order (docs/adr/0005). The prefill term of the TTFT prediction is the sane one; ``variant = "artifact"`` has
-the artifact's, which is always about 0. Held sequences are tried again when memory or seats get free and once a second,
-not in a loop without a pause.
+**Departures**: the CUDA context is made beside the library imports, not before them: the paper's own bars rule out the
+serial order (docs/adr/0005). The prefill term of the TTFT prediction is the sane one; ``variant = "artifact"`` has the
+artifact's, which is always about 0. Held sequences are tried again when memory, seats or a start's bandwidth get free
+and once a second, not in a loop without a pause; of several models the one whose sequence has waited longest
+goes first. The seats of what a group becomes are there as soon as it has its weights, beside those that the group still
+fills. A background fetch is claimed with its bytes, not with (s - 1) / s of the model table's size. A profile learns
+from sequences that a whole worker served from the start, not from those that moved to it.
 """
 
 from dataclasses import dataclass, replace
@@ -108,14 +111,13 @@ class HydraServe:
         return self._scale(sequence.request.model, cluster)
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
-        """The group's fetches are over; hand out."""
+        """The group's fetches are over: hand out, and retry whatever waits for bandwidth."""
         self._release(instance, cluster)
-        return self._scale(instance.model, cluster)
+        return self._scale_all(list(dict.fromkeys([instance.model, *cluster.models_held()])), cluster)
 
     def on_finish(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
         """Learn from warm, unpipelined service; hand out the free seat."""
-        instance = sequence.instance
-        if instance is not None and len(instance.workers) == 1 and not sequence.num_migrations:
+        if _was_warm(sequence):
             self.profiles.setdefault(sequence.request.model, Profile()).observe(sequence)
         return self._scale(sequence.request.model, cluster)
 
@@ -164,14 +166,14 @@ class HydraServe:
         if not wanted:
             return actions
         free = free or FreeMemory.of(cluster)
-        deployment = cluster.deployments[model]
+        deployment, delay = cluster.deployments[model], oldest_wait(model, cluster, len(actions))
         if self.config.cache:
             cached = self._launch_cached(deployment, wanted, cluster, free)
             actions += cached
             wanted -= len(cached)
         for first in range(0, wanted, self.config.max_pipeline_size):
             required = min(wanted - first, self.config.max_pipeline_size)
-            launch = self._launch(deployment, required, cluster, free)
+            launch = self._launch(deployment, required, delay, cluster, free)
             if launch is None:
                 break
             actions.append(launch)
@@ -188,13 +190,15 @@ class HydraServe:
                 launches.append(self._single(deployment, replace(placement, from_cache=True)))
         return launches
 
-    def _launch(self, deployment: Deployment, required: int, cluster: Cluster, free: FreeMemory) -> Launch | None:
-        """One cold-start group, or None when nothing fits now."""
-        size = self._size(deployment, required, cluster, free)
+    def _launch(
+        self, deployment: Deployment, required: int, delay: Seconds, cluster: Cluster, free: FreeMemory
+    ) -> Launch | None:
+        """One cold-start group for sequences that have waited so long, or None when nothing fits now."""
+        size = self._size(deployment, required, delay, cluster, free)
         placements = None if size is None else self._place(deployment, size, cluster, free)
         if placements is None:
             return None
-        self._claim(deployment, placements, cluster)
+        self._claim(deployment, placements, deployment.ttft_slo - delay - self.config.after_fetch, cluster.now)
         if len(placements) == 1:
             return self._single(deployment, placements[0])
         return Launch(
@@ -216,7 +220,9 @@ class HydraServe:
             keep_in_host_memory=self.config.cache,
         )
 
-    def _size(self, deployment: Deployment, required: int, cluster: Cluster, free: FreeMemory) -> GroupSize | None:
+    def _size(
+        self, deployment: Deployment, required: int, delay: Seconds, cluster: Cluster, free: FreeMemory
+    ) -> GroupSize | None:
         config = self.config
         if not config.parallel:
             return GroupSize(1, 1)
@@ -238,7 +244,7 @@ class HydraServe:
             tpot=lambda size, tpot: predicted_tpot(tpot, size, config.hop),
             max_stages=config.max_pipeline_size,
         )
-        return rule.choose(required, self.profiles.get(deployment.model), oldest_wait(deployment.model, cluster))
+        return rule.choose(required, self.profiles.get(deployment.model), delay)
 
     def _place(
         self, deployment: Deployment, size: GroupSize, cluster: Cluster, free: FreeMemory
@@ -261,10 +267,16 @@ class HydraServe:
             if not worker.from_cache:
                 self._bandwidth.release(cluster.now, (instance.model, worker.gpu))
 
-    def _claim(self, deployment: Deployment, placements: list[Placement], cluster: Cluster) -> None:
+    def _claim(self, deployment: Deployment, placements: list[Placement], slo: Seconds, now: Seconds) -> None:
         stages = len(placements)
         size = deployment.size if stages == 1 else deployment.size / stages / self.config.imbalance
-        slo = deployment.ttft_slo - oldest_wait(deployment.model, cluster) - self.config.after_fetch
         for placement in placements:
-            nic = self._bandwidth.nic(placement.server)
-            nic.claim(cluster.now, (deployment.model, placement.gpu), size, slo)
+            self._bandwidth.nic(placement.server).claim(now, (deployment.model, placement.gpu), size, slo)
+
+
+def _was_warm(sequence: Sequence) -> bool:
+    """Whether a worker with the whole model served it from the first token on: no pipeline, and nothing of one's."""
+    instance, dispatched_at = sequence.instance, sequence.dispatched_at
+    if instance is None or instance.opened_at is None or dispatched_at is None:
+        return False
+    return len(instance.workers) == 1 and dispatched_at >= instance.opened_at

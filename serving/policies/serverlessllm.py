@@ -4,19 +4,21 @@
 **Implements** (HydraServe sheet, sections 4 and 9.9): ticks of one second for load balancer and autoscaler, one new
 instance a tick, start-up-time estimates from where the weights are, chunk-pipelined loading through a pinned pool with
 LRU eviction.
-**Departures**: the pool's fetch starts when the worker asks for its weights, not when the instance is scheduled: in
-the paper's bars OPT-2.7B takes 2.0 to 3.0 s longer uncached than cached, which a fetch hidden behind the runtime's
-start would not (docs/adr/0005). The store takes up its load queue once a second, like the fork's other loops; the
-sheet names the queue, not its period. The loops are not in step with each other. No container stage: workers are
-processes of a running Ray cluster, whose start is excluded. No live migration, as the sheet sees none in the fork.
+**Departures**: the pool's fetch starts when the worker asks for its weights, not when the instance is scheduled: in the
+paper's bars OPT-2.7B takes 2.0 to 3.0 s longer uncached than cached, which a fetch hidden behind the runtime's start
+would not (docs/adr/0005). The store takes up its load queue once a second, like the fork's other loops; the sheet names
+the queue, not its period. The loops are not in step with each other. A tick takes the GPUs that it gives back for free,
+and what it starts for queued; what is on its way into a pool counts as the server's queue, what is there does not. No
+container stage: workers are processes of a running Ray cluster, whose start is excluded. No live migration, as the
+sheet sees none in the fork.
 """
 
 from dataclasses import dataclass
 from math import ceil
 
 from serving.core.actions import Action, Launch, Placement
-from serving.core.cluster import Cluster
-from serving.core.hardware import Server
+from serving.core.cluster import Cluster, Deployment
+from serving.core.hardware import GPU, Server
 from serving.core.instance import Instance, Phase
 from serving.core.request import Sequence
 from serving.core.stages import Stage, StageGraph, Work
@@ -57,6 +59,60 @@ class ServerlessLLMConfig:
     batching: Batching = Batching()
 
 
+def holds(server: Server, model: str) -> bool:
+    """Whether the server's pinned pool has all of the model's weights."""
+    return server.cache is not None and server.cache.holds(model)
+
+
+@dataclass(slots=True)
+class Outlook:
+    """A tick's view of the servers: what it gives to one model is not there for the next, though nothing has happened
+    yet."""
+
+    gpus: dict[Server, list[GPU]]
+    """The free ones, with those that retiring instances leave."""
+    queued: dict[Server, Bytes]
+    """Sizes of the models that are on their way into a pool: the node's load queue."""
+    opened: dict[Server, Bytes]
+    """Weights that the tick has starts read in a pool."""
+
+    @classmethod
+    def of(cls, cluster: Cluster, retiring: list[Instance]) -> "Outlook":
+        """The servers as they will be when some instances have retired."""
+        left = [worker.gpu for instance in retiring for worker in instance.workers]
+        gpus = {
+            server: [gpu for gpu in server.gpus if gpu.memory.used == 0 or gpu in left] for server in cluster.servers
+        }
+        outlook = cls(gpus, dict.fromkeys(cluster.servers, 0.0), dict.fromkeys(cluster.servers, 0.0))
+        for instance in cluster.instances:
+            server = instance.workers[0].server
+            if instance.phase is Phase.STARTING and not holds(server, instance.model):
+                outlook.queued[server] += cluster.deployments[instance.model].size
+        return outlook
+
+    def fits(self, server: Server, deployment: Deployment) -> bool:
+        """Whether a GPU is free that holds the model, and its weights have room in the pool."""
+        weights, cache = deployment.spec.weight_bytes, server.cache
+        if not any(weights < gpu.memory.capacity * UTILISATION for gpu in self.gpus[server]):
+            return False
+        if cache is None or cache.can_reserve(self.opened[server] + weights):
+            return True
+        return not self.opened[server] and cache.can_open(deployment.model, weights)
+
+    def load_time(self, server: Server, deployment: Deployment) -> Seconds:
+        """Estimated time to load: over PCIe from the pool, else over the NIC behind what is queued."""
+        if holds(server, deployment.model):
+            return deployment.size / server.gpus[0].pcie.capacity
+        return (deployment.size + self.queued[server]) / server.nic_rate
+
+    def take(self, server: Server, deployment: Deployment) -> GPU:
+        """The first free GPU, booked in this view only."""
+        self.opened[server] += deployment.spec.weight_bytes
+        if not holds(server, deployment.model):
+            self.queued[server] += deployment.size
+        return self.gpus[server].pop(0)
+
+
 class ServerlessLLM:
     """The Controller. It acts at its ticks, and when the load balancer first sees an instance."""
 
@@ -85,15 +141,15 @@ class ServerlessLLM:
 
     def on_interval(self, cluster: Cluster) -> list[Action]:
         """Load balancer, then autoscaler: at most one new instance per model."""
-        actions: list[Action] = [*retire_idle(cluster, self.config.grace_period)]
-        taken: list[Server] = []
+        retired = retire_idle(cluster, self.config.grace_period)
+        actions: list[Action] = [*retired]
+        outlook = Outlook.of(cluster, [action.instance for action in retired])
         for model in cluster.models_held():
             actions += hand_out(model, cluster)
             if self._instances_short(model, cluster) > 0:
-                server = self._fastest(model, cluster, taken)
+                server = self._fastest(cluster.deployments[model], outlook)
                 if server is not None:
-                    taken.append(server)
-                    actions.append(self._launch(model, server))
+                    actions.append(self._launch(cluster.deployments[model], server, outlook))
         return actions
 
     def _instances_short(self, model: str, cluster: Cluster) -> int:
@@ -102,34 +158,16 @@ class ServerlessLLM:
         num_requests = cluster.num_held(model) + sum(instance.num_sequences for instance in instances)
         return ceil(num_requests / self.config.target_concurrency) - len(instances)
 
-    def _fastest(self, model: str, cluster: Cluster, taken: list[Server]) -> Server | None:
+    def _fastest(self, deployment: Deployment, outlook: Outlook) -> Server | None:
         """The server with a free GPU that holds the model, and room in its pool, on which it is loaded first."""
-        size = cluster.deployments[model].size
-        weights = cluster.deployments[model].spec.weight_bytes
-        open_servers = [
-            server
-            for server in cluster.servers
-            if server not in taken
-            and any(gpu.memory.used == 0 and weights < gpu.memory.capacity * UTILISATION for gpu in server.gpus)
-            and (server.cache is None or server.cache.can_open(model, weights))
-        ]
-        return min(open_servers, key=lambda server: self._estimate(model, size, server, cluster), default=None)
+        open_servers = [server for server in outlook.gpus if outlook.fits(server, deployment)]
+        return min(open_servers, key=lambda server: outlook.load_time(server, deployment), default=None)
 
-    def _estimate(self, model: str, size: Bytes, server: Server, cluster: Cluster) -> Seconds:
-        if server.cache is not None and server.cache.holds(model):
-            return size / server.gpus[0].pcie.capacity
-        queued = sum(
-            cluster.deployments[instance.model].size
-            for instance in cluster.instances
-            if instance.phase is Phase.STARTING and instance.workers[0].server is server
-        )
-        return (size + queued) / server.nic_rate
-
-    def _launch(self, model: str, server: Server) -> Launch:
-        gpu = next(gpu for gpu in server.gpus if gpu.memory.used == 0)
-        cached = server.cache is not None and server.cache.holds(model)
+    def _launch(self, deployment: Deployment, server: Server, outlook: Outlook) -> Launch:
+        cached = holds(server, deployment.model)
+        gpu = outlook.take(server, deployment)
         return Launch(
-            model=model,
+            model=deployment.model,
             placements=(Placement(server=server, gpu=gpu, memory=gpu.memory.capacity, from_cache=cached),),
             graph=STORE_START,
             max_sequences=self.config.target_concurrency,

@@ -8,7 +8,7 @@ import pytest
 from serving.core.actions import Action, Launch
 from serving.core.cluster import Cluster
 from serving.policies.serverlessllm import ServerlessLLM, ServerlessLLMConfig
-from serving.records import StageRecord
+from serving.records import DecisionRecord, StageRecord
 from serving.units import GB
 from tests.build import A10, hold, make_cluster, make_deployment, make_requests, make_testbed, run, sent, with_cache
 
@@ -151,3 +151,54 @@ def test_a_model_that_the_pool_has_no_room_for_waits_until_what_loads_there_can_
     # 13.5 and 13.3 GB do not fit 16 GiB together: the second launch comes when the first has loaded
     assert all(record.finished_at is not None for record in outcome.requests)
     assert outcome.stages(1)["libraries"][0] >= outcome.stages(0)["engine"][1]
+
+
+def test_two_models_start_in_one_tick_on_two_gpus_of_one_server() -> None:
+    kind = replace(with_cache(A10, 40.0), num_gpus=2)
+    cluster = make_cluster(
+        make_deployment(), make_deployment("opt-2.7b"), testbed=make_testbed(1, kind, exclusive=True)
+    )
+    hold(cluster, 1)
+    hold(cluster, 1, "opt-2.7b")
+    hold(cluster, 1, "llama2-7b")  # a second sequence wants no second instance
+    gpus = [launch.placements[0].gpu.name for launch in launches(tick(cluster))]
+    assert gpus == ["a10x1-0/gpu0", "a10x1-0/gpu1"]
+
+
+def test_what_a_tick_starts_counts_as_queue_for_its_other_models() -> None:
+    kind = replace(with_cache(A10, 40.0), num_gpus=2)
+    models = ("llama2-7b", "opt-6.7b", "opt-2.7b")
+    cluster = make_cluster(*map(make_deployment, models), testbed=make_testbed(2, kind, exclusive=True))
+    for model in models:
+        hold(cluster, 1, model)
+    servers = [launch.placements[0].server.name for launch in launches(tick(cluster))]
+    assert servers == ["a10x1-0", "a10x1-1", "a10x1-0"]  # 13 / 2 s on either; the third behind 13 GB on either
+
+
+def test_a_tick_does_not_promise_more_of_a_pool_than_there_is() -> None:
+    kind = replace(with_cache(A10, 16.0), num_gpus=2)
+    cluster = make_cluster(
+        make_deployment(), make_deployment("opt-6.7b"), testbed=make_testbed(1, kind, exclusive=True)
+    )
+    cache = cluster.servers[0].cache
+    assert cache is not None
+    entry = cache.open("opt-6.7b", 13.3 * GB)
+    entry.complete = True
+    cache.close(entry)
+    hold(cluster, 1)
+    hold(cluster, 1, "opt-6.7b")  # is there, but must make room for the other, which is read then
+    assert [launch.model for launch in launches(tick(cluster))] == ["llama2-7b"]
+
+
+def test_the_gpu_of_a_retiring_instance_is_free_at_the_same_tick() -> None:
+    first, second = make_requests(1)[0], make_requests(2, model="opt-2.7b")[1]
+    outcome = run(
+        "serverlessllm",
+        sent([(0.25, first), (20.0, second)]),
+        make_deployment(),
+        make_deployment("opt-2.7b"),
+        testbed=make_testbed(1, with_cache(A10, 40.0), exclusive=True),
+    )
+    decided = [(r.action, r.at) for r in outcome.records if isinstance(r, DecisionRecord) and r.action != "dispatch"]
+    retired_at = decided[1][1]
+    assert decided[1:] == [("retire", retired_at), ("launch", retired_at)]
