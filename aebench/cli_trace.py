@@ -10,6 +10,12 @@ SET = click.option(
 )
 SEED = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="As of a run with it.")
 OUT = click.option("--out", type=FILE, required=True, help="CSV file to write.")
+EXPERIMENT = click.option(
+    "--experiment",
+    default="llumnix/serving",
+    show_default=True,
+    help="Its models, arrivals and number of requests.",
+)
 
 
 @click.group()
@@ -56,6 +62,48 @@ def azure_functions_command(file: Path, experiment: str, settings: tuple[str, ..
     from aebench.trace_commands import import_azure_functions
 
     click.echo(import_azure_functions(file, experiment, settings, seed, out))
+
+
+@import_group.command("sharegpt")
+@click.argument("file", type=FILE)
+@click.option(
+    "--tokenizer",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="Folder with the model's tokenizer.json, which counts the tokens.",
+)
+@EXPERIMENT
+@SET
+@SEED
+@OUT
+def sharegpt_command(
+    file: Path, tokenizer: Path, experiment: str, settings: tuple[str, ...], seed: int, out: Path
+) -> None:
+    """Make a trace from FILE, ShareGPT as JSON or JSON lines (sharegpt_gpt4.jsonl).
+
+    The first question and answer of each conversation are a request's lengths, in file order; those of 12,800 tokens or
+    more in all are left out. Arrivals are those of the experiment.
+    """
+    from aebench.trace_imports import import_sharegpt
+
+    click.echo(import_sharegpt(file, tokenizer, experiment, settings, seed, out))
+
+
+@import_group.command("burstgpt")
+@click.argument("file", type=FILE)
+@EXPERIMENT
+@SET
+@SEED
+@OUT
+def burstgpt_command(file: Path, experiment: str, settings: tuple[str, ...], seed: int, out: Path) -> None:
+    """Make a trace from FILE, BurstGPT as CSV (BurstGPT_1.csv).
+
+    Answered conversations with GPT-4 are drawn from it, none twice; prompts and outputs are cut to 6,144 tokens.
+    Arrivals are those of the experiment.
+    """
+    from aebench.trace_imports import import_burstgpt
+
+    click.echo(import_burstgpt(file, experiment, settings, seed, out))
 
 
 @trace.command("show")

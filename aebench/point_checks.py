@@ -54,7 +54,11 @@ def check_workload(file: ExperimentFile, source: str) -> None:
     workload = file.workload
     if workload.kind == "open_loop":
         _check_open_loop(workload, source)
-    elif workload.kind == "serverless":
+        return
+    for name in ("lengths", "high_priority_share"):
+        if getattr(workload, name):
+            raise SpecError(source, f"workload.{name}", f"expected with an open loop only, not {workload.kind}")
+    if workload.kind == "serverless":
         _check_serverless(file, source)
 
 
@@ -66,9 +70,17 @@ def _check_open_loop(workload: Workload, source: str) -> None:
     if workload.arrivals.kind == "trace":
         return
     for name, table in (("prompt", workload.prompt), ("output", workload.output)):
+        _check_either(source, f"workload.{name}", table, workload.lengths)
+
+
+def _check_either(source: str, where: str, table: Lengths | None, lengths: str | None) -> None:
+    """An open loop has distributions of lengths, or a trace of them."""
+    if lengths is None:
         if table is None:
-            raise SpecError(source, f"workload.{name}", "missing: an open loop needs it")
-        _check_lengths(source, f"workload.{name}", table)
+            raise SpecError(source, where, "missing: an open loop needs it, or workload.lengths")
+        _check_lengths(source, where, table)
+    elif table is not None:
+        raise SpecError(source, where, f"expected none where workload.lengths is {lengths!r}")
 
 
 def _check_serverless(file: ExperimentFile, source: str) -> None:

@@ -1,4 +1,4 @@
-"""What ``aebench trace`` does: makes traces from experiments and recorded traces, and shows them."""
+"""What ``aebench trace`` does: makes traces from experiments and recorded functions, and shows them."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,8 @@ from aebench.trace_statistics import statistics_of, statistics_table
 from aebench.workloads import timed_requests
 from serving.core.request import Request
 from serving.units import Seconds
-from serving.workload.azure_functions import AzureTraceError, read_azure_functions
+from serving.workload.azure_functions import read_azure_functions
+from serving.workload.recordings import RecordingError
 from serving.workload.serverless import ServerlessError
 from serving.workload.traces import TraceError, TraceRow, read_trace, write_trace
 
@@ -24,23 +25,23 @@ KEEP_ALIVE: Seconds = 30.0
 
 def make(name: str, settings: Sequence[str], seed: int, out: Path) -> str:
     """Write the workload of an experiment's points to a trace file; what it is like."""
-    point = _only_workload(name, settings, seed)
+    point = only_workload(name, settings, seed)
     try:
-        rows = _rows(timed_requests(point.spec, seed, deployments(point.spec)))
+        rows = rows_of(timed_requests(point.spec, seed, deployments(point.spec)))
     except ServerlessError as error:
         raise UsageError(f"{point.experiment}: {error}. Expected a lower workload.trace.rate") from error
-    return _written(rows, out)
+    return written(rows, out)
 
 
 def import_azure_functions(file: Path, name: str, settings: Sequence[str], seed: int, out: Path) -> str:
     """Write the workload that an experiment's points have when their functions are those of a recorded trace."""
-    point = _only_workload(name, settings, seed)
+    point = only_workload(name, settings, seed)
     workload = point.spec["workload"]
     if workload["kind"] != "serverless" or workload["trace"]["kind"] != "synthetic":
         raise UsageError(f"{point.experiment}: expected an experiment with serverless traffic from a synthetic trace")
     try:
         recorded = read_azure_functions(file)
-    except AzureTraceError as error:
+    except RecordingError as error:
         raise UsageError(str(error)) from error
     compressed = recorded.span / workload["trace"]["compression"]
     if workload["duration"] > compressed * (1 + 1e-9):
@@ -51,11 +52,11 @@ def import_azure_functions(file: Path, name: str, settings: Sequence[str], seed:
         )
     by_model = {deployment.model: deployment for deployment in deployments(point.spec)}
     try:
-        rows = _rows(serverless_requests(point.spec, seed, by_model, recorded))
+        rows = rows_of(serverless_requests(point.spec, seed, by_model, recorded))
     except ServerlessError as error:
         raise UsageError(f"{file}: {error}. Expected a lower workload.trace.rate") from error
     summary = f"{file}: {recorded.num_invocations:,} invocations of {len(recorded.arrived_at)} functions"
-    return f"{summary}\n{_written(rows, out)}"
+    return f"{summary}\n{written(rows, out)}"
 
 
 def show(file: Path, keep_alive: Seconds, out: Path | None) -> str:
@@ -69,7 +70,7 @@ def show(file: Path, keep_alive: Seconds, out: Path | None) -> str:
     return "\n".join(lines)
 
 
-def _only_workload(name: str, settings: Sequence[str], seed: int) -> Point:
+def only_workload(name: str, settings: Sequence[str], seed: int) -> Point:
     """A point of the experiment; all that the settings leave have the same workload, whatever system serves it."""
     experiment = _experiment(name, settings)
     points = experiment.points([seed])
@@ -102,7 +103,8 @@ def _experiment(name: str, settings: Sequence[str]) -> Experiment:
     return catalog.experiment(ids[0], settings=settings)
 
 
-def _rows(timed: Iterable[tuple[Seconds, Request]]) -> list[TraceRow]:
+def rows_of(timed: Iterable[tuple[Seconds, Request]]) -> list[TraceRow]:
+    """The requests as rows of a trace."""
     return [
         TraceRow(
             arrived_at=arrived_at,
@@ -112,12 +114,14 @@ def _rows(timed: Iterable[tuple[Seconds, Request]]) -> list[TraceRow]:
             label=request.label,
             ttft_slo=request.ttft_slo,
             tpot_slo=request.tpot_slo,
+            priority=request.priority,
         )
         for arrived_at, request in timed
     ]
 
 
-def _written(rows: Sequence[TraceRow], out: Path) -> str:
+def written(rows: Sequence[TraceRow], out: Path) -> str:
+    """Write the trace; its path and what it is like."""
     try:
         write_trace(out, rows)
     except OSError as error:

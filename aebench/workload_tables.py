@@ -89,7 +89,10 @@ class Application(Strict):
 class Workload(Strict):
     """``[workload]``: who asks for what, when."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("first_after", "duration", "trace", "applications")
+    LATER: ClassVar[tuple[str, ...]] = (
+        *("first_after", "duration", "trace", "applications"),
+        *("lengths", "high_priority_share"),
+    )
 
     kind: Literal["cold_requests", "open_loop", "serverless"]
     prompt_tokens: int = Field(default=32, ge=1)
@@ -107,6 +110,10 @@ class Workload(Strict):
     arrivals: Arrivals | None = None
     prompt: Lengths | None = None
     output: Lengths | None = None
+    lengths: Literal["s-s", "m-m", "l-l", "s-l", "l-s", "sharegpt", "burstgpt"] | None = None
+    """Of an open loop, in place of prompt and output: a trace (``serving/workload/length_traces.py``)."""
+    high_priority_share: float = Field(default=0.0, ge=0, le=1)
+    """Of an open loop: the probability of each request to have priority 1 and not 0."""
     duration: float | None = Field(default=None, gt=0)
     """Of serverless traffic: seconds in which requests arrive."""
     trace: Trace | None = None

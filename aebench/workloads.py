@@ -1,18 +1,17 @@
 """client(): a resolved point's workload as the client that sends it."""
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from random import Random
 from typing import Any
 
 from aebench.host_cache import largest_cache
-from aebench.serverless_workload import length_distribution, serverless_requests
+from aebench.open_loop_workload import open_loop_requests
+from aebench.serverless_workload import serverless_requests
 from aebench.trace_files import file_table
 from serving.core.cluster import Deployment
 from serving.core.request import Request
 from serving.units import Seconds
-from serving.workload import arrivals, lengths, traces
+from serving.workload import traces
 from serving.workload.clients import Client, closed_loop, cold_requests, open_loop
 
 Spec = Mapping[str, Any]
@@ -72,33 +71,7 @@ def timed_requests(spec: Spec, seed: int, deployed: Sequence[Deployment]) -> Ite
         return _replayed(Path(named[1]["file"]), by_model)
     if spec["workload"]["kind"] == "serverless":
         return serverless_requests(spec, seed, by_model)
-    return _drawn(spec, seed, by_model)
-
-
-def _drawn(spec: Spec, seed: int, by_model: Mapping[str, Deployment]) -> Iterator[tuple[Seconds, Request]]:
-    """An open loop's requests; models are drawn uniformly."""
-    workload = spec["workload"]
-    first_after = workload.get("first_after", 0.0)
-    times = (first_after + at for at in _arrivals(workload["arrivals"]).times(seed))
-    sizes = lengths.LengthPair(
-        prompt=length_distribution(workload["prompt"]), output=length_distribution(workload["output"])
-    ).pairs(seed)
-    choice = Random(f"{seed}/models")
-    models = [spec["model"]] if spec["model"] else list(by_model)
-    numbered = itertools.islice(zip(times, sizes, strict=False), workload["num_requests"])
-    for request_id, (arrived_at, (num_prompt_tokens, num_output_tokens)) in enumerate(numbered):
-        deployment = by_model[choice.choice(models)]
-        yield (
-            arrived_at,
-            Request(
-                request_id=request_id,
-                model=deployment.model,
-                num_prompt_tokens=num_prompt_tokens,
-                num_output_tokens=num_output_tokens,
-                ttft_slo=deployment.ttft_slo,
-                tpot_slo=deployment.tpot_slo,
-            ),
-        )
+    return open_loop_requests(spec, seed, by_model)
 
 
 def _replayed(file: Path, by_model: Mapping[str, Deployment]) -> Iterator[tuple[Seconds, Request]]:
@@ -115,15 +88,6 @@ def _replayed(file: Path, by_model: Mapping[str, Deployment]) -> Iterator[tuple[
                 label=row.label or "measured",
                 ttft_slo=row.ttft_slo or deployment.ttft_slo,
                 tpot_slo=row.tpot_slo or deployment.tpot_slo,
+                priority=row.priority,
             ),
         )
-
-
-def _arrivals(table: Spec) -> arrivals.Arrivals:
-    match table["kind"]:
-        case "poisson":
-            return arrivals.Poisson(rate=table["rate"])
-        case "gamma":
-            return arrivals.Gamma(rate=table["rate"], cv=table["cv"])
-        case _:
-            return arrivals.Fixed(gap=table["gap"])

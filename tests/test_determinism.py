@@ -53,7 +53,8 @@ def test_every_random_draw_in_serving_comes_from_a_seeded_stream() -> None:
             elif isinstance(node, ast.Attribute):
                 text = ast.unparse(node)
                 if re.fullmatch(
-                    r"random\.(?!Random$)\w+|(np|numpy)\.random\.(?!default_rng$|Generator$|Philox$)\w+", text
+                    r"random\.(?!Random$)\w+|(np|numpy)\.random\.(?!default_rng$|Generator$|Philox$|RandomState$)\w+",
+                    text,
                 ):
                     wrong.append(f"{module.at(node.lineno)}: {text}")
             elif isinstance(node, ast.Call) and not node.args and ast.unparse(node.func) in ("Random", "random.Random"):

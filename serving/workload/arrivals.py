@@ -11,7 +11,12 @@ from dataclasses import dataclass
 from itertools import count, pairwise
 from typing import Protocol
 
+import numpy as np
+
 from serving.units import Seconds
+
+GapStream = np.random.RandomState | np.random.Generator
+"""NumPy's legacy generator, for what others drew with it, or the one of today."""
 
 MIN_CV = 1e-4
 MAX_CV = 100.0
@@ -44,6 +49,11 @@ class Poisson:
             now += rng.expovariate(self.rate)
             yield now
 
+    def gaps(self, stream: GapStream, num: int) -> list[Seconds]:
+        """So many gaps between arrivals, drawn at once."""
+        found: list[Seconds] = stream.exponential(1.0 / self.rate, num).tolist()
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gamma:
@@ -72,6 +82,11 @@ class Gamma:
             now += rng.gammavariate(shape, mean_over_shape)
             yield now
 
+    def gaps(self, stream: GapStream, num: int) -> list[Seconds]:
+        """So many gaps between arrivals, drawn at once."""
+        found: list[Seconds] = stream.gamma(1.0 / (self.cv * self.cv), self.cv * self.cv / self.rate, num).tolist()
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fixed:
@@ -86,6 +101,15 @@ class Fixed:
         """Multiples of the gap, without end; products, so that no rounding piles up."""
         del seed, stream  # nothing is drawn
         return (index * self.gap for index in count(1))
+
+    def gaps(self, stream: GapStream, num: int) -> list[Seconds]:
+        """So many gaps, all alike."""
+        del stream  # nothing is drawn
+        return [self.gap] * num
+
+
+Drawn = Poisson | Gamma | Fixed
+"""A process that gives gaps as well, from whatever stream it is handed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,30 +7,25 @@ AzureFunctionsInvocationTraceForTwoWeeksJan2021.txt: one row an invocation; seco
 invocation, which therefore arrived at the difference.
 """
 
-import csv
 import math
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 
 from serving.units import Seconds
 from serving.workload.functions import DAY, Invocations
+from serving.workload.recordings import read_columns, refuse
 
 COLUMNS = ("app", "func", "end_timestamp", "duration")
 MAX_DAYS = 366
 """A trace that seems longer has its times in another unit."""
 
 
-class AzureTraceError(ValueError):
-    """A trace file that cannot be taken: file, line, column, what it held, what was expected."""
-
-
 def read_azure_functions(path: Path) -> Invocations:
     """The invocations of each function, in the order in which functions first appear in the file; whole days. An
-    invocation that was under way when the trace began counts as arriving then. Raises ``AzureTraceError``."""
+    invocation that was under way when the trace began counts as arriving then. Raises ``RecordingError``."""
     times: dict[tuple[str, str], array[float]] = {}
     latest = 0.0
     for app, function, arrived_at in _rows(path):
@@ -40,7 +35,7 @@ def read_azure_functions(path: Path) -> Invocations:
         found.append(arrived_at)
         latest = max(latest, arrived_at)
     if not times:
-        _refuse(path, 2, "row", "held nothing, expected at least one invocation")
+        refuse(path, 2, "row", "held nothing, expected at least one invocation")
     return Invocations(
         arrived_at=tuple(np.sort(np.array(found)) for found in times.values()),
         span=max(1, math.ceil(latest / DAY)) * DAY,
@@ -48,42 +43,19 @@ def read_azure_functions(path: Path) -> Invocations:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str, Seconds]]:
-    """App, function and arrival of one row after another; the file is never held as a whole."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            places = _places(path, next(reader, []))
-            for cells in reader:
-                if cells:
-                    yield _row(path, reader.line_num, places, cells)
-    except OSError as error:
-        raise AzureTraceError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        message = "not a text file in UTF-8. The trace is published packed; expected the unpacked .txt file"
-        raise AzureTraceError(f"{path}: {message}") from error
-    except csv.Error as error:
-        raise AzureTraceError(f"{path}: held a broken field ({error}), expected CSV") from error
+    """App, function and arrival of one row after another."""
+    unpacked = "The trace is published packed; expected the unpacked .txt file"
+    for line, cells in read_columns(path, COLUMNS, unpacked):
+        yield _row(path, line, cells)
 
 
-def _places(path: Path, header: Sequence[str]) -> tuple[int, ...]:
-    """Where each of ``COLUMNS`` stands."""
-    names = [name.strip() for name in header]
-    missing = [name for name in COLUMNS if name not in names]
-    if missing:
-        shown = ",".join(names)[:60]
-        _refuse(path, 1, "header", f"held {shown!r}, expected {','.join(COLUMNS)}; {', '.join(missing)} missing")
-    return tuple(names.index(name) for name in COLUMNS)
-
-
-def _row(path: Path, line: int, places: tuple[int, ...], cells: Sequence[str]) -> tuple[str, str, Seconds]:
-    if len(cells) <= max(places):
-        _refuse(path, line, "row", f"held {len(cells)} fields, expected {','.join(COLUMNS)}")
-    app, function, end, took = (cells[place] for place in places)
+def _row(path: Path, line: int, cells: Sequence[str]) -> tuple[str, str, Seconds]:
+    app, function, end, took = cells
     ended_at, duration = _number(end), _number(took)
     if not 0 <= ended_at <= MAX_DAYS * DAY:
-        _refuse(path, line, "end_timestamp", f"held {end!r}, expected seconds from the trace's start")
+        refuse(path, line, "end_timestamp", f"held {end!r}, expected seconds from the trace's start")
     if not 0 <= duration < math.inf:
-        _refuse(path, line, "duration", f"held {took!r}, expected seconds, a finite number from 0 on")
+        refuse(path, line, "duration", f"held {took!r}, expected seconds, a finite number from 0 on")
     return app, function, max(0.0, ended_at - duration)
 
 
@@ -93,7 +65,3 @@ def _number(cell: str) -> float:
         return float(cell)
     except ValueError:
         return math.nan
-
-
-def _refuse(path: Path, line: int, column: str, message: str) -> NoReturn:
-    raise AzureTraceError(f"{path}, line {line}, {column}: {message}")

@@ -17,6 +17,8 @@ MAX_SIGMA = 10.0
 """Of ``LogNormal``; e**10 is a factor of 22,000 for one standard deviation."""
 NUM_QUANTILES = 1000
 """Values that stand for a distribution known by its percentiles: ten beyond P99."""
+MIN_POWER = 1e-6
+"""Of ``quantiles``; a power closer to 0 is 0, because a root of so high a degree would be lost in rounding."""
 
 
 class Lengths(Protocol):
@@ -97,20 +99,9 @@ class Empirical:
 
     @classmethod
     def from_percentiles(cls, percentiles: Mapping[float, Tokens]) -> Self:
-        """The distribution through published percentiles, ``{0: 1, 50: 38, 80: 113, ..., 100: 6144}``.
-
-        Between two of them the logarithm of the length grows linearly with the rank, which is monotone,
-        keeps every length between its neighbours, and follows the long tails of token counts better than
-        a line would. The result holds the lengths at ``NUM_QUANTILES`` evenly spaced ranks. Percentiles 0
-        and 100 bound the tails and are seldom published, so they have to be stated: nothing is guessed.
-        """
-        import numpy as np
-
-        ranks = _require_percentiles(percentiles)
-        log_lengths = np.log([percentiles[rank] for rank in ranks])
-        wanted = (np.arange(NUM_QUANTILES) + 0.5) * (100.0 / NUM_QUANTILES)
-        lengths = np.rint(np.exp(np.interp(wanted, ranks, log_lengths)))
-        return cls(values=tuple(int(length) for length in lengths))
+        """The distribution through published percentiles, ``{0: 1, 50: 38, 80: 113, ..., 100: 6144}``: the lengths at
+        ``NUM_QUANTILES`` evenly spaced ranks, interpolated as ``quantiles`` does with power 0."""
+        return cls(values=tuple(quantiles(percentiles, NUM_QUANTILES)))
 
     def sample(self, rng: random.Random) -> Tokens:
         """One of the values."""
@@ -130,6 +121,26 @@ class LengthPair:
         output_rng = random.Random(f"{seed}/output-lengths")
         while True:
             yield self.prompt.sample(prompt_rng), self.output.sample(output_rng)
+
+
+def quantiles(percentiles: Mapping[float, Tokens], num: int, power: float = 0.0) -> list[Tokens]:
+    """Lengths at so many evenly spaced ranks, rising, through published percentiles.
+
+    Between two percentiles the length to the ``power`` grows linearly with the rank, at 0 its logarithm. That is
+    monotone and keeps every length between its neighbours; a higher power makes all of them longer, so a published mean
+    identifies it. 0 follows the long tails of token counts better than a line, power 1, would. Percentiles 0 and 100
+    bound the tails and are seldom published, so they have to be stated: nothing is guessed.
+    """
+    import numpy as np
+
+    ranks = _require_percentiles(percentiles)
+    known = np.array([float(percentiles[rank]) for rank in ranks])
+    wanted = (np.arange(num) + 0.5) * (100.0 / num)
+    if abs(power) < MIN_POWER:
+        lengths = np.exp(np.interp(wanted, ranks, np.log(known)))
+    else:
+        lengths = np.interp(wanted, ranks, known**power) ** (1 / power)
+    return [int(length) for length in np.rint(lengths)]
 
 
 def _is_number(value: object) -> bool:

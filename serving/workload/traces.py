@@ -1,6 +1,6 @@
 """Workload traces: requests with their arrival times and lengths, as a CSV file.
 
-    arrived_at,model,num_prompt_tokens,num_output_tokens[,label][,ttft_slo][,tpot_slo]
+    arrived_at,model,num_prompt_tokens,num_output_tokens[,label][,ttft_slo][,tpot_slo][,priority]
     0.25,opt-6.7b,128,64,chat,0.5,0.04
 
 Seconds and tokens; rows sorted by ``arrived_at``; columns in any order. An empty cell of an optional
@@ -38,6 +38,7 @@ class TraceRow:
     label: str = "measured"
     ttft_slo: Seconds | None = None
     tpot_slo: Seconds | None = None
+    priority: int = 0
 
 
 class _Unfit(Exception):
@@ -214,6 +215,12 @@ def _tokens(cell: str) -> Tokens:
     return int(cell)
 
 
+def _priority(cell: str) -> int:
+    if not (cell.isascii() and cell.isdigit() and len(cell) <= MAX_DIGITS):
+        raise _Unfit(f"a whole number from 0 on (0 is normal, 1 high), of at most {MAX_DIGITS} digits")
+    return int(cell)
+
+
 def _name(cell: str) -> str:
     if not cell or not cell.isprintable() or cell != cell.strip():
         raise _Unfit("a printable name without spaces around it")
@@ -228,6 +235,7 @@ _PARSERS: dict[str, Callable[[str], float | str]] = {
     "label": _name,
     "ttft_slo": _slo,
     "tpot_slo": _slo,
+    "priority": _priority,
 }
 _DEFAULTS = {field.name: field.default for field in fields(TraceRow) if field.default is not MISSING}
 _REQUIRED = [name for name in _PARSERS if name not in _DEFAULTS]

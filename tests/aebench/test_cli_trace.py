@@ -116,7 +116,7 @@ REFUSED = [
         "Expected a lower workload.trace.rate",
     ),
     (
-        ("import", "azure-functions", "FILE", "--experiment", "hello", "--set", "grid.cv=1"),
+        ("import", "azure-functions", "FILE", "--experiment", "hydraserve/hello", "--set", "grid.cv=1"),
         "hydraserve/hello: expected an experiment with serverless traffic from a synthetic trace",
     ),
     (

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from serving.workload.azure_functions import AzureTraceError, read_azure_functions
+from serving.workload.azure_functions import read_azure_functions
 from serving.workload.functions import DAY
+from serving.workload.recordings import RecordingError
 from serving.workload.serverless import fitted
 
 HEADER = "app,func,end_timestamp,duration\n"
@@ -73,11 +74,11 @@ def test_columns_may_stand_in_any_order_among_others(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_taken_gets_one_message(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "trace.txt"
     path.write_bytes(content)
-    with pytest.raises(AzureTraceError) as refusal:
+    with pytest.raises(RecordingError) as refusal:
         read_azure_functions(path)
     assert str(refusal.value) == f"{path}{message}"
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(AzureTraceError, match=r"missing.txt: cannot be read \(No such file or directory\)"):
+    with pytest.raises(RecordingError, match=r"missing.txt: cannot be read \(No such file or directory\)"):
         read_azure_functions(tmp_path / "missing.txt")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from serving.workload.lengths import Empirical, Fixed, LengthPair, Lengths, LogNormal
+from serving.workload.lengths import Empirical, Fixed, LengthPair, Lengths, LogNormal, quantiles
 
 ALPHA = 1e-4
 """Significance of each distribution test; there are many, and a right generator fails 1 in 10,000."""
@@ -188,3 +188,25 @@ def test_refusals_name_the_field_what_it_held_and_what_is_expected(make: object,
     with pytest.raises(ValueError) as refusal:
         make()
     assert str(refusal.value).startswith(message)
+
+
+def test_quantiles_by_hand() -> None:
+    """Ranks 25 and 75 between 1 and 9: lengths grow from 1 to 9, logarithms from 0 to log 9, roots from 1 to 3. Between
+    100 and 900 inverses fall from 9/900 to 1/900."""
+    known: dict[float, int] = {0: 1, 100: 9}
+    assert quantiles(known, 2, 1.0) == [3, 7]
+    assert quantiles(known, 2) == [round(9**0.25), round(9**0.75)] == [2, 5]
+    assert quantiles(known, 2, 0.5) == [round(1.5**2), round(2.5**2)] == [2, 6]
+    assert quantiles({0: 100, 100: 900}, 2, -1.0) == [round(900 / 7), round(900 / 3)] == [129, 300]
+
+
+@given(
+    ladder=st.lists(counts, min_size=2, max_size=8).map(sorted),
+    powers=st.tuples(st.floats(-2, 3), st.floats(-2, 3)).map(sorted),
+)
+def test_a_higher_power_makes_no_length_shorter(ladder: list[int], powers: list[float]) -> None:
+    known = {100 * index / (len(ladder) - 1): length for index, length in enumerate(ladder)}
+    lower, higher = (quantiles(known, 100, power) for power in powers)
+    assert all(few <= many + 1 for few, many in zip(lower, higher, strict=True))  # 1: rounding
+    assert lower == sorted(lower)
+    assert ladder[0] <= lower[0] and higher[-1] <= ladder[-1]

@@ -27,6 +27,7 @@ rows_of_any_order = st.lists(
         label=st.just("measured") | names,
         ttft_slo=slos,
         tpot_slo=slos,
+        priority=st.integers(min_value=0, max_value=10**9 - 1),
     ),
     min_size=1,
     max_size=5,
@@ -109,7 +110,7 @@ def test_a_spreadsheets_byte_order_mark_newlines_and_blank_lines_are_taken(tmp_p
         (
             f"{HEADER},slo\n0,m,1,1,2\n",
             "line 1, header: held the unknown column 'slo', expected some of arrived_at, model, "
-            "num_prompt_tokens, num_output_tokens, label, ttft_slo, tpot_slo",
+            "num_prompt_tokens, num_output_tokens, label, ttft_slo, tpot_slo, priority",
         ),
         (f"{HEADER},model\n0,m,1,1,m\n", "line 1, header: held the column 'model' 2 times, expected it once"),
         (
@@ -201,3 +202,26 @@ def test_a_trace_error_travels_between_processes() -> None:
     error = pickle.loads(pickle.dumps(TraceError("trace.csv, line 2, model: held ''")))
     assert isinstance(error, ValueError)
     assert str(error) == "trace.csv, line 2, model: held ''"
+
+
+def test_priorities_read_back_and_may_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    rows = [
+        TraceRow(arrived_at=0.0, model="m", num_prompt_tokens=1, num_output_tokens=1),
+        TraceRow(arrived_at=0.5, model="m", num_prompt_tokens=1, num_output_tokens=1, priority=1),
+    ]
+    write_trace(path, rows)
+    assert path.read_text().splitlines()[0].endswith(",priority")
+    assert read_trace(path) == rows
+    path.write_text("arrived_at,model,num_prompt_tokens,num_output_tokens,priority\n0,m,1,1,\n")
+    assert read_trace(path)[0].priority == 0
+
+
+@pytest.mark.parametrize("cell", ["-1", "high", "1.0", "1234567890"])
+def test_a_priority_is_a_whole_number(tmp_path: Path, cell: str) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text(f"arrived_at,model,num_prompt_tokens,num_output_tokens,priority\n0,m,1,1,{cell}\n")
+    with pytest.raises(TraceError) as refusal:
+        read_trace(path)
+    expected = "expected a whole number from 0 on (0 is normal, 1 high), of at most 9 digits"
+    assert str(refusal.value) == f"{path}, line 2, priority: held {cell!r}, {expected}"
