@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from serving.core.actions import Action, Consolidate, Dispatch, Launch, Retire
+from serving.core.actions import Action, Consolidate, Dispatch, Launch, Migrate, Retire
 from serving.core.clock import Flow, Signal, spawn
 from serving.core.cluster import Cluster
 from serving.core.instance import Instance, Phase
@@ -16,7 +16,8 @@ from serving.diagnosis import about_workers, reason_to_refuse, standstill
 from serving.instances import Instances
 from serving.mechanisms.coldstart import ColdStart
 from serving.mechanisms.consolidation import Consolidation
-from serving.records import DecisionRecord, PauseRecord, Record, StageRecord
+from serving.migrations import Migrations
+from serving.records import DecisionRecord, MigrationRecord, PauseRecord, Record, StageRecord
 from serving.units import GB, Seconds
 
 MAX_LOSSES = 3
@@ -47,11 +48,13 @@ class Control:
     _consolidations: dict[Instance, Flow] = field(default_factory=dict)
     """By the pipeline."""
     _instances: Instances = field(init=False)
+    _migrations: Migrations = field(init=False)
     _failed_starts: dict[str, int] = field(default_factory=dict)
     """Per model, starts that failed since the last one that did not."""
 
     def __post_init__(self) -> None:
         self._instances = Instances(self.cluster, self.scheduler, self.backend, self.record, self._finish)
+        self._migrations = Migrations(self.backend, self.note, self._migrated)
 
     @property
     def num_launched(self) -> int:
@@ -80,6 +83,7 @@ class Control:
         if sequence.state is State.HELD:
             self.cluster.held[sequence.request.model].remove(sequence)
         elif sequence.instance is not None:
+            self._migrations.take_back(sequence)
             sequence.instance.take_back(sequence)
         self._give_up(sequence, "aborted by the client")
         self._carry_out("abort", self.controller.on_change(sequence.request.model, self.cluster, None))
@@ -94,6 +98,7 @@ class Control:
             self._starts.pop(instance).cancel()
         self.record(about_workers(self._decision("loss", "lose", reason, instance), instance))
         lost: list[Sequence] = []
+        self._migrations.lose(instance)
         for member in self._stop_consolidating(instance):
             lost += member.lose()
             self._instances.take_away(member)
@@ -111,6 +116,7 @@ class Control:
 
     def close(self) -> None:
         """Write the records of requests that were never answered, and of the workers that still run."""
+        self._migrations.close()
         self._instances.close()
         for sequence in self._unfinished:
             self.record(sequence.record())
@@ -145,6 +151,8 @@ class Control:
                     decision = self._launch(hook, action)
                 case Consolidate():
                     decision = self._consolidate(hook, action)
+                case Migrate():
+                    decision = self._migrate(hook, action)
                 case Retire():
                     decision = self._retire(hook, action)
             self.record(decision)
@@ -215,7 +223,7 @@ class Control:
         self._instances.switch(group, wholes)
         self.opened(wholes[0])
 
-    def note(self, record: StageRecord | PauseRecord) -> None:
+    def note(self, record: StageRecord | PauseRecord | MigrationRecord) -> None:
         """Something has ended that takes time."""
         self._progress_at = self.backend.clock.now
         self.record(record)
@@ -253,12 +261,21 @@ class Control:
         )
         return spawn(self.backend.clock, start.run())
 
+    def _migrate(self, hook: str, action: Migrate) -> DecisionRecord:
+        decision = self._decision(hook, "migrate", self._migrations.start(action), action.source)
+        return replace(decision, request_id=action.sequence.request.request_id)
+
+    def _migrated(self, action: Migrate) -> None:
+        if action.source.phase is Phase.READY:
+            self._carry_out("migration", self.controller.on_change(action.source.model, self.cluster, None))
+
     def _retire(self, hook: str, action: Retire) -> DecisionRecord:
         instance = action.instance
-        if instance.phase is not Phase.READY or instance.num_sequences or instance.neighbour is not None:
+        is_shared = instance.neighbour is not None or instance.move is not None
+        if instance.phase is not Phase.READY or instance.num_sequences or is_shared:
             raise RuntimeError(
                 f"instance {instance.instance_id} cannot retire: it is {instance.phase.value} "
-                f"with {instance.num_sequences} sequences, or shares its process"
+                f"with {instance.num_sequences} sequences, shares its process, or is in a migration"
             )
         self._stop_consolidating(instance)
         instance.phase = Phase.RETIRED

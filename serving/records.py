@@ -35,6 +35,12 @@ class RequestRecord:
     tpot_slo: Seconds | None
     token_gaps: tuple[Seconds, ...]
     """ITL of each token after the first, in order."""
+    priority: int = 0
+    """0: normal; more goes first."""
+    preempted_for: Seconds = 0.0
+    """Sum over its preemptions of the time from losing its KV to the next token, with which it has it again."""
+    computed_for: Seconds = 0.0
+    """Sum of the durations of all steps that it was in."""
 
 
 CONSOLIDATION_STAGES = (
@@ -76,8 +82,8 @@ class DecisionRecord:
     at: Seconds
     hook: str
     action: str
-    """``launch``, ``dispatch``, ``consolidate``, ``retire``; ``refuse``: a sequence was given up; ``lose``: an instance
-    died."""
+    """``launch``, ``dispatch``, ``consolidate``, ``migrate``, ``retire``; ``refuse``: a sequence was given up;
+    ``lose``: an instance died."""
     detail: str
     """The action in words, or the reason of a refusal."""
     request_id: int | None = None
@@ -128,7 +134,61 @@ class PauseRecord:
     reason: str
 
 
-Record = RequestRecord | StageRecord | DecisionRecord | WorkerRecord | PauseRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationRecord:
+    """A running sequence that was moved from one instance to another, or was to be."""
+
+    kind: ClassVar[str] = "migration"
+
+    request_id: int
+    source: int
+    """The instance that it was on."""
+    target: int
+    started_at: Seconds
+    ended_at: Seconds
+    stages: int
+    """Copies of its KV that were begun, each of what had come since the one before."""
+    num_blocks: int
+    """KV blocks that were copied."""
+    downtime: Seconds
+    """For how long no instance computed the sequence though it was wanted, in a failed attempt as well."""
+    outcome: str
+    """``migrated``, or why not: ``no space``, ``no space in the last stage``, ``finished``, ``preempted``, ``aborted``,
+    ``source lost``, ``target lost``, ``run ended``."""
+    method: str
+    """``live``, ``blocking`` or ``recompute``."""
+    first_stage: Seconds
+    """What the first copy took; 0 when there was none, or it did not end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRecord:
+    """All ready instances at one moment, taken at a fixed period where a run is asked for it."""
+
+    kind: ClassVar[str] = "sample"
+
+    at: Seconds
+    num_instances: int
+    """Ready ones, those that are emptied to be retired included."""
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    """KV blocks of them all."""
+    num_free_blocks: int
+    num_fragmented_blocks: int
+    """Free blocks that first-in-queue sequences wait for and would have if all free ones were in one place."""
+
+
+Record = RequestRecord | StageRecord | DecisionRecord | WorkerRecord | PauseRecord | MigrationRecord | SampleRecord
 RECORD_TYPES: dict[str, type[Record]] = {
-    record.kind: record for record in (RequestRecord, StageRecord, DecisionRecord, WorkerRecord, PauseRecord)
+    record.kind: record
+    for record in (
+        RequestRecord,
+        StageRecord,
+        DecisionRecord,
+        WorkerRecord,
+        PauseRecord,
+        MigrationRecord,
+        SampleRecord,
+    )
 }

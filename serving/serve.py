@@ -9,11 +9,13 @@ from serving.core.cluster import Cluster, Deployment
 from serving.core.ports import Backend, System
 from serving.cost.profile import StepTable
 from serving.records import Record
+from serving.samples import is_empty, sample
 from serving.sim.executor import SimExecutor
 from serving.sim.processors import Processors
 from serving.sim.provisioner import SimProvisioner
 from serving.sim.transport import SimTransport
 from serving.testbed import Testbed, build_inventory, isolation
+from serving.units import Seconds
 from serving.workload.clients import Client
 
 
@@ -31,17 +33,20 @@ class Setup:
     seed: int
     steps: StepTable | None = None
     """Measured step times; None: from the GPUs' data sheets."""
+    sample_period: Seconds | None = None
+    """How often all instances are looked at for a record; None: never."""
 
 
 def simulated_backend(testbed: Testbed, seed: int, steps: StepTable | None = None) -> tuple[SimClock, Backend]:
     """The ports in virtual time, and the clock that runs them."""
     clock = SimClock()
     processors = Processors(clock)
+    transport = SimTransport(clock, testbed.startup, processors, testbed.engines)
     backend = Backend(
         clock=clock,
-        executor=SimExecutor(clock, testbed.startup, steps),
-        transport=SimTransport(clock, testbed.startup, processors),
-        provisioner=SimProvisioner(clock, testbed.startup, seed, steps, processors),
+        executor=SimExecutor(clock, testbed.startup, steps, testbed.engines, transport.copies.is_copying),
+        transport=transport,
+        provisioner=SimProvisioner(clock, testbed.startup, seed, steps, processors, testbed.engines),
     )
     return clock, backend
 
@@ -77,8 +82,15 @@ def serve(setup: Setup, client: Client, record: Callable[[Record], None]) -> Con
         yield spawn(clock, client(control.arrive))
         control.draining = True
 
+    def samples(period: Seconds) -> FlowBody:
+        while not (control.draining and is_empty(control.cluster)):
+            record(sample(control.cluster))
+            yield period
+
     control.start()
     spawn(clock, whole_run())
+    if setup.sample_period is not None:
+        spawn(clock, samples(setup.sample_period))
     try:
         clock.run()
     finally:

@@ -5,6 +5,7 @@ from math import ceil, inf
 from typing import Literal
 
 from serving.core.hardware import GPU, HostCache, Inventory, Link, Memory, Server, StorageServer
+from serving.cost.engine import EngineCosts
 from serving.cost.startup import StartupCosts
 from serving.units import Bytes, BytesPerSecond
 
@@ -27,6 +28,8 @@ class ServerKind:
     startup: StartupCosts
     cache: Bytes = 0.0
     """Host memory set aside for weights that stay; 0: none."""
+    engine: EngineCosts | None = None
+    """What is known of the engine beyond the GPU's data sheet; None: nothing."""
 
 
 Assignment = Literal["largest", "best_fit"]
@@ -51,6 +54,11 @@ class Testbed:
     def startup(self) -> dict[str, StartupCosts]:
         """Start-up costs by server kind."""
         return {kind.name: kind.startup for kind, _ in self.servers}
+
+    @property
+    def engines(self) -> dict[str, EngineCosts]:
+        """What is known of engines, by server kind."""
+        return {kind.name: kind.engine for kind, _ in self.servers if kind.engine is not None}
 
 
 def isolation(exclusive: bool) -> str:

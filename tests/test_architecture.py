@@ -24,7 +24,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("serving.core",),
     ("serving.cost", "serving.workload"),
     ("serving.mechanisms", "serving.policies", "serving.sim", "serving.live"),
-    ("serving.testbed", "serving.diagnosis", "serving.instances"),
+    ("serving.testbed", "serving.diagnosis", "serving.instances", "serving.migrations", "serving.samples"),
     ("serving.control",),
     ("serving.serve",),
     ("serving.live.setup",),

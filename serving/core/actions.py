@@ -1,6 +1,7 @@
 """Actions: what a Controller may ask for. It returns them; ``serving.control`` carries them out."""
 
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from serving.core.hardware import GPU, Server
@@ -97,4 +98,31 @@ class Network(Protocol):
         ...
 
 
-Action = Dispatch | Launch | Consolidate | Retire
+class Method(Enum):
+    """How a running sequence gets to another instance."""
+
+    LIVE = "live"
+    """Its KV is copied while it is computed, until so little is left that a pause for the rest is short."""
+    BLOCKING = "blocking"
+    """It is paused until all its KV is copied."""
+    RECOMPUTE = "recompute"
+    """Its KV is dropped, and computed again at the target."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrate:
+    """Move a running sequence to another instance; it goes on at the source when it cannot."""
+
+    sequence: Sequence
+    source: Instance
+    target: Instance
+    method: Method = Method.LIVE
+    max_stages: int
+    """Of a live migration, the one with the pause included; at least 2."""
+    last_stage_blocks: int
+    """A live migration pauses the sequence as soon as no more KV blocks than these are left to copy."""
+    keep_free: int
+    """KV blocks that stay free at the target."""
+
+
+Action = Dispatch | Launch | Consolidate | Migrate | Retire

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from serving.core.clock import Timer
 from serving.core.kv import BlockPool
-from serving.core.plan import StepPlan
+from serving.core.plan import StepPlan, nanoseconds
 from serving.core.request import Sequence
-from serving.units import Seconds
+from serving.units import Seconds, Tokens
 
 
 @dataclass(slots=True, eq=False)
@@ -23,16 +23,33 @@ class DecodeRun:
     ends: list[Seconds]
     timer: Timer
     """Fires at the last end."""
+    _rooms: list[Tokens] | None = None
+    """Tokens that each sequence still finds room for in its blocks, the fewest first."""
 
     def num_ended(self, now: Seconds) -> int:
         """Steps that have ended, but for the last, of which the timer tells."""
         return min(bisect_right(self.ends, now), len(self.ends) - 1)
 
+    def num_grown(self, now: Seconds, block_size: Tokens) -> int:
+        """Blocks that folding in what has ended would take, with those for the step in flight then."""
+        num_ended = self.num_ended(now)
+        if not num_ended:
+            return 0
+        if self._rooms is None:
+            self._rooms = sorted(sequence.capacity - sequence.num_computed for sequence in self.plan.sequences)
+        full, rest = divmod(num_ended - 1, block_size)  # a sequence has room for one token at least, and one block's
+        return full * len(self._rooms) + bisect_right(self._rooms, rest + 1)
+
     def fold(self, pool: BlockPool, num_steps: int, num_in_flight: int) -> list[Sequence]:
         """Give each sequence the tokens of so many steps, and blocks for these and those in flight; those that have
         their last token now."""
         ends = self.ends[:num_steps]
+        took = 0
+        if ends:
+            took = nanoseconds(ends[-1]) - nanoseconds(self.plan.started_at)
+            self.plan.started_at = ends[-1]
         for sequence in self.plan.sequences:
+            sequence.computed_for += took
             sequence.token_times += ends
             sequence.num_tokens += num_steps
             sequence.num_computed += num_steps

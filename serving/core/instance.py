@@ -3,28 +3,21 @@
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from serving.core.clock import Clock, Signal
 from serving.core.decode_run import DecodeRun
 from serving.core.kv import BlockPool
 from serving.core.model import ModelSpec
+from serving.core.phase import Phase as Phase
 from serving.core.plan import StepPlan, StepResult
 from serving.core.request import Sequence, State
 from serving.core.worker import Worker
 from serving.units import Seconds, Tokens
 
 if TYPE_CHECKING:
+    from serving.core.move import Move
     from serving.core.ports import Executor, Scheduler
-
-
-class Phase(Enum):
-    """Where an instance is in its life."""
-
-    STARTING = "starting"
-    READY = "ready"
-    RETIRED = "retired"
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +58,8 @@ class Instance:
     """The other instance on the same process, with the same KV blocks."""
     closed: bool = False
     """It takes no more sequences, and what it preempts goes to the neighbour."""
+    move: "Move | None" = None
+    """The migration that it takes part in, from it or to it."""
     _waking: bool = False
     """A call of ``step`` is booked."""
     _in_flight: list[StepPlan] = field(default_factory=list)
@@ -79,12 +74,26 @@ class Instance:
     @property
     def num_sequences(self) -> int:
         """Sequences it holds, without those that leave when the step ends."""
-        return len(self.waiting) + len(self.running) - len(self._leaving)
+        num_paused = 0 if self.move is None else self.move.num_paused(self)
+        return len(self.waiting) + len(self.running) + num_paused - len(self._leaving)
 
     @property
     def spare(self) -> int:
         """Sequences it can still take."""
         return 0 if self.closed else self.max_sequences - self.num_sequences
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that are free now, as one may look at them without calling ``settle``."""
+        pool, run = self._pool(), self._run
+        return pool.num_free - (0 if run is None else run.num_grown(self.clock.now, pool.block_size))
+
+    def num_blocks_of(self, sequence: Sequence) -> int:
+        """KV blocks that a running sequence has now, as one may look at them without calling ``settle``."""
+        run = self._run
+        if run is None:
+            return len(sequence.block_table)
+        return self._pool().blocks_for(sequence.num_computed + run.num_ended(self.clock.now) + 1)
 
     def open(self, pool: BlockPool) -> None:
         """Become ready, with KV memory."""
@@ -125,7 +134,7 @@ class Instance:
                 self._frozen.fire()
         elif not self.num_sequences:
             self.idle_since = self.clock.now
-        elif self.neighbour is None and self.phase is Phase.READY:
+        elif self.neighbour is None and self.move is None and self.phase is Phase.READY:
             raise RuntimeError(
                 f"instance {self.instance_id} holds {self.num_sequences} sequences and plans nothing "
                 f"(t={self.clock.now}, {self.pool.num_free if self.pool else 0} blocks free)"
@@ -134,6 +143,7 @@ class Instance:
     def _submit(self, plan: StepPlan) -> None:
         self.num_steps += 1
         self._in_flight.append(plan)
+        plan.started_at = self.clock.now
         if len(self.workers) > 1:
             for sequence in plan.sequences:
                 sequence.in_flight = True
@@ -155,12 +165,13 @@ class Instance:
         """Let go of those that a step gave their last token or that were taken back during it; then step again."""
         if self._leaving:
             finished = [sequence for sequence in finished if sequence not in self._leaving]
-            leaving = [sequence for sequence in self._leaving if not sequence.in_flight]
-            for sequence in leaving:
+            for sequence in [sequence for sequence in self._leaving if not sequence.in_flight]:
                 self._leaving.remove(sequence)
                 self._let_go(sequence)
         for sequence in finished:
             self._finish(sequence)
+        if self.move is not None:
+            self.move.step_ended()
         self.step()
 
     def settle(self) -> None:
@@ -187,12 +198,13 @@ class Instance:
     def preempt(self, sequence: Sequence) -> None:
         """The inverse of admission: drop its blocks and put it first in the queue, to be recomputed. Between steps
         only: the result of a step in flight would be folded onto blocks that are gone."""
-        if self._is_computed(sequence):
+        if self.is_computed(sequence):
             raise RuntimeError(f"sequence {sequence.request.request_id} cannot be preempted while a step computes it")
         self.running.remove(sequence)
         self._free(sequence)
         sequence.num_computed = 0
         sequence.num_preemptions += 1
+        sequence.preempted_at.append((len(sequence.token_times), self.clock.now))
         sequence.state = State.WAITING
         target = self.neighbour if self.closed and self.neighbour is not None else self
         sequence.instance = target
@@ -200,15 +212,25 @@ class Instance:
         if target is not self:
             target.wake()
 
+    def release_leaving(self) -> None:
+        """Of a frozen pipeline: those that were taken back go now."""
+        for sequence in self._leaving:
+            self._let_go(sequence)
+        self._leaving.clear()
+
     def take_back(self, sequence: Sequence) -> None:
         """Let go of a sequence before its last token: now, or when its step has ended or its KV has moved."""
         self.settle()
-        if self._is_computed(sequence) or self._frozen is not None:  # its KV may be moving
+        if self.is_computed(sequence) or self._frozen is not None:  # its KV may be moving
             self._leaving.append(sequence)
         else:
             self._let_go(sequence)
-            if not self.num_sequences and not self._in_flight:  # it waited, for blocks of the neighbour's
-                self.idle_since = self.clock.now
+            self.rest()  # it waited, for blocks of the neighbour's or of a migration's
+
+    def rest(self) -> None:
+        """Be idle, if there is nothing to do."""
+        if not self.num_sequences and not self._in_flight:
+            self.idle_since = self.clock.now
 
     def lose(self) -> list[Sequence]:
         """Be gone, with all KV; the sequences that it held, oldest first, as they were before they were computed."""
@@ -229,18 +251,6 @@ class Instance:
         sequence.state = State.RUNNING
         self.running.append(sequence)
 
-    def close_for(self, whole: "Instance") -> None:
-        """Take no more sequences: ``whole``, on the same process, takes them, beginning with those that wait."""
-        if self.pool is None or whole.pool is not self.pool:
-            raise RuntimeError(f"instance {self.instance_id} can close only for one that shares its KV blocks")
-        self.closed = True
-        self.neighbour, whole.neighbour = whole, self
-        for sequence in self.waiting:
-            sequence.instance = whole
-        whole.waiting.extendleft(reversed(self.waiting))
-        self.waiting.clear()
-        whole.wake()
-
     def freeze(self) -> Signal:
         """Begin no more steps; fires when none is in flight."""
         self.settle()
@@ -249,28 +259,18 @@ class Instance:
             self._frozen.fire()
         return self._frozen
 
-    def hand_over(self, whole: "Instance") -> list[Sequence]:
-        """Give all running sequences, whose KV is complete there now, to the instance that shares the blocks."""
-        if self._in_flight or not self.closed or self.neighbour is not whole:
-            raise RuntimeError(f"instance {self.instance_id} can hand over when it is closed and frozen only")
-        for sequence in self._leaving:
-            self._let_go(sequence)
-        self._leaving.clear()
-        moved, self.running = self.running, []
-        whole.settle()
-        for sequence in moved:
-            sequence.instance = whole
-            sequence.num_migrations += 1
-        whole.running[:0] = moved
-        whole.wake()
-        return moved
-
     def part_from_neighbour(self) -> None:
         """The other one on the process is gone: all of it is this one's."""
         self.neighbour = None
         self.wake()
 
-    def _is_computed(self, sequence: Sequence) -> bool:
+    @property
+    def is_still(self) -> bool:
+        """Whether no step is in flight."""
+        return not self._in_flight
+
+    def is_computed(self, sequence: Sequence) -> bool:
+        """Whether a step in flight computes it."""
         return any(sequence in plan.sequences for plan in self._in_flight)
 
     def _let_go(self, sequence: Sequence) -> None:

@@ -1,6 +1,7 @@
 """BlockPool: the KV blocks of one instance; blocks are conserved or it raises."""
 
 from collections import deque
+from dataclasses import dataclass, field
 from math import ceil
 
 from serving.core.request import Sequence
@@ -9,6 +10,14 @@ from serving.units import Tokens
 
 class BlockPoolError(RuntimeError):
     """Blocks taken that are not free, or given back that are not held."""
+
+
+@dataclass(slots=True, eq=False)
+class Reservation:
+    """Blocks of a pool that are kept for a sequence which still has its own in another."""
+
+    request_id: int
+    blocks: list[int] = field(default_factory=list)
 
 
 class BlockPool:
@@ -23,11 +32,11 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._free: deque[int] = deque(range(num_blocks))
-        self._holder: list[Sequence | None] = [None] * num_blocks
+        self._holder: list[Sequence | Reservation | None] = [None] * num_blocks
 
     @property
     def num_free(self) -> int:
-        """Blocks that no sequence holds."""
+        """Blocks that no sequence holds, and that are reserved for none."""
         return len(self._free)
 
     def blocks_for(self, num_tokens: Tokens) -> int:
@@ -70,3 +79,44 @@ class BlockPool:
         self._free.extendleft(reversed(sequence.block_table))  # memory that was touched before is used again first
         sequence.block_table.clear()
         sequence.capacity = 0
+
+    def can_reserve(self, num_blocks: int, keep_free: int) -> bool:
+        """Whether so many blocks can be reserved and leave ``keep_free`` free."""
+        return num_blocks <= len(self._free) - keep_free
+
+    def reserve(self, reservation: Reservation, num_blocks: int) -> None:
+        """Add so many free blocks to a reservation."""
+        if num_blocks > len(self._free):
+            raise BlockPoolError(
+                f"sequence {reservation.request_id} is to get {num_blocks} blocks, {len(self._free)} are free"
+            )
+        for _ in range(num_blocks):
+            block = self._free.popleft()
+            self._holder[block] = reservation
+            reservation.blocks.append(block)
+
+    def release(self, reservation: Reservation) -> None:
+        """Take all blocks of a reservation back."""
+        self._check(reservation)
+        for block in reservation.blocks:
+            self._holder[block] = None
+        self._free.extendleft(reversed(reservation.blocks))
+        reservation.blocks.clear()
+
+    def hand(self, reservation: Reservation, sequence: Sequence) -> None:
+        """Give what was reserved to its sequence, which holds no blocks elsewhere any more."""
+        self._check(reservation)
+        if sequence.block_table or sequence.request.request_id != reservation.request_id:
+            raise BlockPoolError(
+                f"sequence {sequence.request.request_id} cannot get the blocks that are reserved for "
+                f"{reservation.request_id}: it is another, or holds {len(sequence.block_table)}"
+            )
+        for block in reservation.blocks:
+            self._holder[block] = sequence
+        sequence.block_table.extend(reservation.blocks)
+        sequence.capacity = len(sequence.block_table) * self.block_size
+        reservation.blocks.clear()
+
+    def _check(self, reservation: Reservation) -> None:
+        if any(self._holder[block] is not reservation for block in reservation.blocks):
+            raise BlockPoolError(f"blocks reserved for sequence {reservation.request_id} are not in this pool")

@@ -11,6 +11,11 @@ def chunk_pairs(num_tokens: Tokens, context_tokens: Tokens) -> int:
     return (num_tokens - 1) * context_tokens + num_tokens * (num_tokens - 1) // 2
 
 
+def nanoseconds(at: Seconds) -> int:
+    """A moment as a whole number, of which differences add up exactly, one by one or together."""
+    return round(at * 1e9)
+
+
 @dataclass(slots=True, eq=False)
 class StepPlan:
     """Tokens per sequence for one forward pass, in batch order.
@@ -33,6 +38,9 @@ class StepPlan:
     repeats: int = 1
     """Steps like this one, each sequence one token further, that the scheduler would plan in a row if nobody comes or
     leaves: an executor that knows beforehand how long steps take need not be asked for each."""
+
+    started_at: Seconds = 0.0
+    """When an executor got it; of steps whose ends are known beforehand, when the one in flight began."""
 
     def __bool__(self) -> bool:
         return bool(self.sequences)
@@ -57,8 +65,10 @@ class StepResult:
         """Give the sequences what they gained at the step's end; those that have their last token now."""
         finished: list[Sequence] = []
         plan = self.plan
+        took = nanoseconds(now) - nanoseconds(plan.started_at)
         for sequence, num_computed, num_output in zip(plan.sequences, plan.num_tokens, self.num_output, strict=True):
             sequence.in_flight = False
+            sequence.computed_for += took
             sequence.num_computed += num_computed
             if num_output:
                 sequence.token_times.append(now)

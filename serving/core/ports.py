@@ -114,7 +114,8 @@ class Controller(Protocol):
         ...
 
     def on_change(self, model: str, cluster: Cluster, lost: Instance | None) -> list[Action]:
-        """An instance of the model died and its sequences are held again, or (None) a client took a sequence back."""
+        """An instance of the model died and its sequences are held again, or (None) a client took a sequence back, or
+        sequences moved from one instance to another."""
         ...
 
     def on_interval(self, cluster: Cluster) -> list[Action]:

@@ -41,6 +41,8 @@ class Request:
     prompt: tuple[int, ...] | None = None
     """Ids of the prompt tokens; None: only their number is known, which is all that a simulation needs."""
     sampling: Sampling = Sampling()
+    priority: int = 0
+    """0: normal; a system that tells requests apart puts those with more first."""
 
     def __post_init__(self) -> None:
         if self.prompt is not None and len(self.prompt) != self.num_prompt_tokens:
@@ -88,10 +90,14 @@ class Sequence:
     token_times: list[Seconds] = field(default_factory=list)
     finished_at: Seconds | None = None
     num_preemptions: int = 0
+    preempted_at: list[tuple[int, Seconds]] = field(default_factory=list)
+    """For each preemption, the tokens that it had produced by then, and when it was."""
     num_losses: int = 0
     """Instances that it was on when they were lost."""
     num_migrations: int = 0
     """Times that it went on elsewhere with its KV."""
+    computed_for: int = 0
+    """Nanoseconds of all steps that it was in."""
     in_flight: bool = False
     """A step of a pipeline computes it, and others may be planned meanwhile."""
     refusal: str | None = None
@@ -126,4 +132,7 @@ class Sequence:
             ttft_slo=self.request.ttft_slo,
             tpot_slo=self.request.tpot_slo,
             token_gaps=tuple(map(sub, times[1:], times)),
+            priority=self.request.priority,
+            computed_for=self.computed_for * 1e-9,
+            preempted_for=sum((times[count] - at for count, at in self.preempted_at if count < len(times)), 0.0),
         )

@@ -66,5 +66,13 @@ MODELS: dict[str, ModelSpec] = {
             slug="falcon-7b", hidden=4544, num_layers=32, num_heads=71, num_kv_heads=1, ffn=18176, vocab=65024,
             tied=True, source="config.json of tiiuae/falcon-7b",
         ),
+        _llama(
+            "llama-7b", hidden=4096, num_layers=32, num_kv_heads=32, ffn=11008, vocab=32000,
+            source="huggyllama/llama-7b (LLaMA, Table 2: 6.7B)",
+        ),
+        _llama(
+            "llama-30b", hidden=6656, num_layers=60, num_kv_heads=52, ffn=17920, vocab=32000,
+            source="huggyllama/llama-30b (LLaMA, Table 2: 32.5B)",
+        ),
     )
 }  # fmt: skip

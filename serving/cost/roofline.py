@@ -1,9 +1,12 @@
 """Step time from first principles: a forward pass is bound by arithmetic or by memory, whichever is slower."""
 
+import numpy as np
+
 from serving.core.instance import Instance
 from serving.core.model import ModelSpec
 from serving.core.plan import StepPlan
 from serving.core.worker import Worker
+from serving.cost.engine import StepTerms
 from serving.cost.gpus import COMPUTE_EFFICIENCY, GPUS, MEMORY_EFFICIENCY
 from serving.cost.number import Number
 from serving.units import Seconds, Tokens, ms
@@ -37,21 +40,24 @@ def forward_time(
     return busy / compute_share(worker)
 
 
-def decode_times(model: ModelSpec, worker: Worker, plan: StepPlan, now: Seconds) -> list[Seconds]:
+def decode_times(
+    model: ModelSpec, worker: Worker, plan: StepPlan, now: Seconds, terms: StepTerms | None = None
+) -> list[Seconds]:
     """When each of ``plan.repeats`` steps in a row from now on ends, in which each sequence decodes a token: those of
-    ``forward_time`` step by step, to the last bit."""
+    ``forward_time`` and the terms step by step, to the last bit."""
     gpu, rows = GPUS[worker.gpu.kind], plan.total_tokens
     num_layers, share = len(worker.layers), compute_share(worker)
     flops_rate = gpu.fp16_flops * COMPUTE_EFFICIENCY
     memory_rate = gpu.memory_bandwidth * MEMORY_EFFICIENCY
     linear = 2 * worker.weights / model.bytes_per_value * rows
     per_token, kv_bytes = 4 * model.hidden * num_layers, model.kv_bytes_per_layer
-    ends = []
-    for context in range(plan.context_tokens, plan.context_tokens + rows * plan.repeats, rows):
-        flops = linear + per_token * (context + rows)
-        moved = worker.weights + context * num_layers * kv_bytes
-        now += max(flops / flops_rate, moved / memory_rate) / share
-        ends.append(now)
+    contexts = np.arange(plan.context_tokens, plan.context_tokens + rows * plan.repeats, rows)
+    flops = linear + per_token * (contexts + rows)
+    moved = worker.weights + contexts * num_layers * kv_bytes
+    times = np.maximum(flops / flops_rate, moved / memory_rate) / share
+    if terms is not None:
+        times = terms.time(times, contexts)
+    ends: list[Seconds] = np.cumsum(np.concatenate(((now,), times)))[1:].tolist()  # adds up in order, as steps would
     return ends
 
 

@@ -17,6 +17,7 @@ from serving.core.actions import Consolidate
 from serving.core.clock import FlowBody, spawn
 from serving.core.instance import Instance
 from serving.core.ports import Backend
+from serving.core.sharing import close_for, hand_over
 from serving.core.stages import Loader
 from serving.core.worker import Worker
 from serving.cost.memory import BLOCK_SIZE
@@ -73,7 +74,7 @@ class Consolidation:
         try:
             yield loads[0]
             first = self._open(self.kept[0])
-            self.group.close_for(first)
+            close_for(self.group, first)
             self.keeper.opened(first)
             yield from self._empty(first)
             for load in loads[1:]:
@@ -162,7 +163,7 @@ class Consolidation:
             sequence: max(asked_at, sequence.token_times[-1]) for sequence in group.running if sequence.token_times
         }
         size = sum(self._block_bytes(worker) for worker in group.workers if worker is not self.kept[0])
-        for sequence in group.hand_over(first):
+        for sequence in hand_over(group, first):
             self.keeper.note(
                 PauseRecord(
                     request_id=sequence.request.request_id,

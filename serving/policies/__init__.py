@@ -7,6 +7,9 @@ from serving.core.ports import System
 from serving.policies.continuous import ContinuousBatching
 from serving.policies.fixed_instances import FixedInstances, FixedInstancesConfig
 from serving.policies.hydraserve import HydraServe, HydraServeConfig
+from serving.policies.llumnix import Llumnix
+from serving.policies.llumnix_config import LlumnixConfig
+from serving.policies.queue_jump import QueueJump
 from serving.policies.serverless_vllm import ServerlessVllm, ServerlessVllmConfig
 from serving.policies.serverlessllm import ServerlessLLM, ServerlessLLMConfig
 
@@ -14,6 +17,14 @@ from serving.policies.serverlessllm import ServerlessLLM, ServerlessLLMConfig
 def _batching(config: Any) -> ContinuousBatching:
     return ContinuousBatching(config.batching)
 
+
+def _llumnix_batching(config: LlumnixConfig) -> ContinuousBatching:
+    return QueueJump(config.batching) if config.scheduling_priority else ContinuousBatching(config.batching)
+
+
+NO_PRIORITIES = LlumnixConfig(scheduling_priority=False, execution_priority=False)
+NO_MIGRATION = replace(NO_PRIORITIES, migration=False, defragmentation=False, interval=1.0)
+"""What is left of Llumnix without either: looked at once a second, for instances that are missing."""
 
 SYSTEMS: dict[str, System] = {
     system.name: system
@@ -75,6 +86,38 @@ SYSTEMS: dict[str, System] = {
             scheduler=_batching,
             exclusive_gpus=True,
             summary="so many instances, kept alive; each sequence goes to the one with the fewest",
+        ),
+        System(
+            name="llumnix",
+            config=LlumnixConfig(),
+            controller=Llumnix,
+            scheduler=_llumnix_batching,
+            exclusive_gpus=True,
+            summary="dispatch by freeness, running sequences migrate live, two classes of priority",
+        ),
+        System(
+            name="llumnix-base",
+            config=NO_PRIORITIES,
+            controller=Llumnix,
+            scheduler=_llumnix_batching,
+            exclusive_gpus=True,
+            summary="Llumnix that treats all requests alike",
+        ),
+        System(
+            name="infaas++",
+            config=NO_MIGRATION,
+            controller=Llumnix,
+            scheduler=_llumnix_batching,
+            exclusive_gpus=True,
+            summary="dispatch by Llumnix's freeness, no migration",
+        ),
+        System(
+            name="round-robin",
+            config=replace(NO_MIGRATION, dispatch="round_robin"),
+            controller=Llumnix,
+            scheduler=_llumnix_batching,
+            exclusive_gpus=True,
+            summary="each request to the instance that got the fewest so far, no migration",
         ),
     )
 }

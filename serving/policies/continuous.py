@@ -14,6 +14,9 @@ from serving.core.plan import StepPlan, chunk_pairs
 from serving.core.request import Sequence
 from serving.units import Tokens
 
+MAX_REPEATS = 128
+"""Steps that are foreseen at once: mostly somebody comes or leaves before, and the rest was computed in vain."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batching:
@@ -87,7 +90,8 @@ class ContinuousBatching:
         until a step of a younger one has ended: else two could drop each other's blocks for ever."""
         while not pool.can_extend(sequence, target):
             victim = next(running for running in reversed(instance.running) if not running.in_flight)
-            if victim is sequence and len(instance.running) == 1 and instance.neighbour is None:
+            alone = len(instance.running) == 1 and instance.neighbour is None and instance.move is None
+            if victim is sequence and alone:
                 raise RuntimeError(
                     f"sequence {sequence.request.request_id} alone needs {pool.blocks_for(target)} KV blocks, "
                     f"instance {instance.instance_id} has {pool.num_blocks}"
@@ -132,7 +136,7 @@ def _foresee(instance: Instance, pool: BlockPool, plan: StepPlan) -> None:
     repeats = min(sequence.final_tokens - sequence.num_tokens for sequence in plan.sequences)
     while repeats > 1 and _missing(pool, plan, repeats) > pool.num_free:
         repeats //= 2
-    plan.repeats = max(1, repeats)
+    plan.repeats = max(1, min(repeats, MAX_REPEATS))
 
 
 def _missing(pool: BlockPool, plan: StepPlan, num_steps: int) -> int:

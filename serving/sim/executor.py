@@ -1,11 +1,13 @@
 """Executor in virtual time: a step takes what the cost model, or a measured table, says."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from serving.core.clock import Clock, Timer
 from serving.core.instance import Instance
 from serving.core.plan import StepPlan, StepResult
+from serving.core.worker import Worker
+from serving.cost.engine import EngineCosts
 from serving.cost.profile import StepTable
 from serving.cost.startup import StartupCosts
 from serving.sim.pipeline import StageTimes
@@ -17,9 +19,16 @@ Done = Callable[[StepResult], None]
 class SimExecutor:
     """The Executor port."""
 
-    def __init__(self, clock: Clock, startup: dict[str, StartupCosts], steps: StepTable | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        startup: dict[str, StartupCosts],
+        steps: StepTable | None = None,
+        engines: Mapping[str, EngineCosts] | None = None,
+        is_copying: Callable[[Worker], bool] | None = None,
+    ) -> None:
         self._clock = clock
-        self._stages = StageTimes(startup)
+        self._stages = StageTimes(startup, engines, is_copying)
         self._measured = None if steps is None else _SharedMachine(clock, steps)
 
     def submit(self, instance: Instance, plan: StepPlan, done: Done) -> None:

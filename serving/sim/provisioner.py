@@ -1,5 +1,6 @@
 """Provisioner in virtual time: stages take what the testbed's start-up costs say, with jitter."""
 
+from collections.abc import Mapping
 from math import log, sqrt
 from random import Random
 
@@ -7,6 +8,7 @@ from serving.core.clock import Clock, Signal
 from serving.core.instance import Instance
 from serving.core.stages import Stage, Work
 from serving.core.worker import Worker
+from serving.cost.engine import EngineCosts
 from serving.cost.memory import num_blocks
 from serving.cost.profile import StepTable
 from serving.cost.roofline import forward_time
@@ -29,12 +31,14 @@ class SimProvisioner:
         seed: int,
         steps: StepTable | None = None,
         processors: Processors | None = None,
+        engines: Mapping[str, EngineCosts] | None = None,
     ) -> None:
         self._clock = clock
         self._steps = steps
         self._processors = processors
         self._startup = startup
         self._seed = seed
+        self._engines = engines or {}
         self._streams: dict[str, Random] = {}
 
     def start(self, instance: Instance, worker: Worker, stage: Stage) -> Signal:
@@ -48,8 +52,9 @@ class SimProvisioner:
         return ended
 
     def num_blocks(self, instance: Instance) -> int:
-        """KV blocks that fit beside the weights in the tightest stage."""
-        return num_blocks(instance)
+        """KV blocks that fit beside the weights in the tightest stage; no more than engines there are known to have."""
+        known = [self._engines[w.server.kind].kv_blocks for w in instance.workers if w.server.kind in self._engines]
+        return min([num_blocks(instance), *(number for number in known if number is not None)])
 
     def grow(self, instance: Instance, whole: Worker) -> Signal:
         """At once: tensors are handed over and tables extended, for which nobody gives a time."""
@@ -66,11 +71,16 @@ class SimProvisioner:
         if stage.work is Work.PROFILE and self._steps is not None:
             return self._steps.prefill_time(instance.max_step_tokens)
         if stage.work is Work.PROFILE:
-            return forward_time(instance.spec, worker, instance.max_step_tokens, 0)
+            return self._forward(instance, worker)
         if stage.period:
             return self._stream(stage.name).uniform(0.0, stage.period)
         sigma = sqrt(log(1 + costs.jitter**2))
         return costs.timed(stage.name) * self._stream(stage.name).lognormvariate(-(sigma**2) / 2, sigma)
+
+    def _forward(self, instance: Instance, worker: Worker) -> Seconds:
+        num_rows, engine = instance.max_step_tokens, self._engines.get(worker.server.kind)
+        busy = forward_time(instance.spec, worker, num_rows, 0)
+        return busy if engine is None else engine.terms(instance.spec, worker, num_rows, 1).time(busy, 0)
 
     def _stream(self, stage_name: str) -> Random:
         if stage_name not in self._streams:

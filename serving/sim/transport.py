@@ -1,11 +1,15 @@
 """SimTransport: the Transport port in virtual time."""
 
+from collections.abc import Mapping
+
 from serving.core.clock import Clock
 from serving.core.hardware import Link, Server
 from serving.core.stages import Loader
 from serving.core.worker import Worker
+from serving.cost.engine import ROOFLINE, EngineCosts
 from serving.cost.startup import StartupCosts
 from serving.sim.fair_share import FairShare, SimTransfer
+from serving.sim.kv_copy import KvCopies, KvCopy
 from serving.sim.processors import Copying, Processors
 from serving.sim.striped import Striped
 from serving.units import Bytes
@@ -17,8 +21,16 @@ SHRINK = 1.25
 class SimTransport:
     """The Transport port: weights travel storage server, server NIC, host memory, PCIe."""
 
-    def __init__(self, clock: Clock, startup: dict[str, StartupCosts], processors: "Processors | None" = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        startup: dict[str, StartupCosts],
+        processors: "Processors | None" = None,
+        engines: Mapping[str, EngineCosts] | None = None,
+    ) -> None:
         self.links = FairShare(clock)
+        self.copies = KvCopies(clock, self.links)
+        self._engines = engines or {}
         self._clock = clock
         self._startup = startup
         self._processors = processors
@@ -42,11 +54,18 @@ class SimTransport:
             del left[:count]
         return tuple(pieces)
 
-    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> SimTransfer:
-        """Over host memory and both servers' NICs."""
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> "SimTransfer | KvCopy":
+        """Over host memory and, between servers, their NICs."""
         del blocks  # their number is in the size
-        path = (source.gpu.pcie, source.server.uplink, target.server.downlink, target.gpu.pcie)
-        return self.links.move(size, path)
+        path: tuple[Link, ...] = (source.gpu.pcie, source.server.uplink, target.server.downlink, target.gpu.pcie)
+        costs = self._engines.get(source.server.kind, ROOFLINE)
+        if costs.copy_rate is None:
+            return self.links.move(size, path)
+        if source.server is target.server:
+            path = (source.gpu.pcie, target.gpu.pcie)
+        sending = self.copies.engine(source, "out", costs.copy_rate)
+        receiving = self.copies.engine(target, "in", self._engines[target.server.kind].copy_rate or costs.copy_rate)
+        return self.copies.start((source, target), (sending, *path, receiving), size, costs.copy_delay(source))
 
     def load(self, worker: Worker, size: Bytes, loader: Loader) -> "SimTransfer | Copying":
         """Some weights, from host memory to the GPU; the engine's own loader is a narrower pipe. Where servers are

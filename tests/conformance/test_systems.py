@@ -22,7 +22,16 @@ from serving.core.ports import Controller, System
 from serving.core.request import Request, Sequence
 from serving.policies import SYSTEMS, configured
 from serving.policies.serverless_vllm import ServerlessVllm
-from serving.records import DecisionRecord, PauseRecord, Record, RequestRecord, StageRecord, WorkerRecord
+from serving.records import (
+    DecisionRecord,
+    MigrationRecord,
+    PauseRecord,
+    Record,
+    RequestRecord,
+    SampleRecord,
+    StageRecord,
+    WorkerRecord,
+)
 from serving.units import GB, Seconds
 from serving.workload.arrivals import Gamma
 from tests.build import A10, Outcome, make_deployment, make_requests, make_testbed, run, sent, with_cache
@@ -32,8 +41,28 @@ VARIANTS: dict[str, System] = {
     "hydraserve, adaptive": configured("hydraserve", {"sizing": "adaptive"}),
     "hydraserve, chunked": configured("hydraserve", {"batching": {"chunked_prefill": True}}),
     "hydraserve, fixed": configured("hydraserve", {"sizing": "fixed", "max_pipeline_size": 2, "batch_size": 2}),
+    "llumnix, artifact": configured("llumnix", {"variant": "artifact", "there_at_start": False}),
+    "llumnix, restless": configured(
+        "llumnix", {"migrate_threshold": inf, "migrate_in_threshold": -inf, "migrate_choice": "ljf"}
+    ),
+    "llumnix, blocking": configured(
+        "llumnix", {"migrate_threshold": inf, "migrate_in_threshold": -inf, "method": "blocking", "dispatch": "first"}
+    ),
+    "llumnix, recompute": configured(
+        "llumnix", {"migrate_threshold": inf, "migrate_in_threshold": -inf, "method": "recompute", "dispatch": "first"}
+    ),
+    "llumnix, scaling": configured(
+        "llumnix", {"scaling": True, "num_instances": 1, "scale_interval": 2.0, "scale_first_check": 1.0}
+    ),
+    "llumnix, scheduler down": configured("llumnix", {"scheduler_down_from": 10.0, "scheduler_down_until": 40.0}),
 }
 """Every entry of SYSTEMS, and the choices that its defaults leave unexercised."""
+
+
+def stays(name: str) -> bool:
+    """Whether a system keeps instances that nobody needs."""
+    return name in ("fixed_instances", "infaas++", "round-robin") or name.startswith("llumnix")
+
 
 MODELS = ("llama2-7b", "opt-2.7b")
 seeds = st.integers(0, 10_000)
@@ -43,11 +72,11 @@ each_that_runs_on_one_server = pytest.mark.parametrize(
     [
         name
         for name in VARIANTS
-        if name not in ("hydraserve", "hydraserve, chunked", "hydraserve, fixed", "fixed_instances")
+        if name not in ("hydraserve", "hydraserve, chunked", "hydraserve, fixed") and not stays(name)
     ],
 )
-"""A group of static size needs four servers, or as many as it has workers; fixed instances hold what they have."""
-each_that_retires = pytest.mark.parametrize("name", [name for name in VARIANTS if name != "fixed_instances"])
+"""A group of static size needs four servers, or as many as it has workers; some systems hold what they have."""
+each_that_retires = pytest.mark.parametrize("name", [name for name in VARIANTS if not stays(name)])
 
 
 def bursty(seed: int, num_requests: int = 40) -> list[tuple[Seconds, Request]]:
@@ -105,7 +134,7 @@ class Watched:
     """A Controller that passes every hook on and compares the cluster before and after it."""
 
     inner: Controller
-    interval: Seconds = 1.0
+    interval: Seconds
     instances: list[Instance] = field(default_factory=list)
     """Every instance that a hook saw; what a pipeline becomes has the pipeline's id, or one of its own."""
     num_hooks: int = 0
@@ -135,7 +164,7 @@ class Watched:
 
 
 def watched(system: System) -> System:
-    return replace(system, controller=lambda config: Watched(system.controller(config)))
+    return replace(system, controller=lambda config: Watched(system.controller(config), config.interval))
 
 
 def written_at(record: Record) -> Seconds:
@@ -150,6 +179,10 @@ def written_at(record: Record) -> Seconds:
             return record.at
         case PauseRecord():
             return record.resumed_at
+        case MigrationRecord():
+            return record.ended_at
+        case SampleRecord():
+            return record.at
         case WorkerRecord():
             return inf if record.ended_at is None else record.ended_at
 

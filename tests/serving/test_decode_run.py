@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import inf
 from random import Random
 
 import pytest
@@ -75,12 +76,12 @@ def test_a_lone_decode_is_one_event_and_its_token_times_are_those_of_steps() -> 
     times = []
     for foresees in (True, False):
         bench = make_bench(foresees)
-        sequence = make_sequence(64, 200)
+        sequence = make_sequence(64, 120)
         bench.instance.add(sequence)
         bench.clock.run()
         times.append(sequence.token_times)
-        assert (len(sequence.token_times), bench.instance.num_steps, sequence.state) == (200, 200, State.FINISHED)
-        assert bench.clock.num_events == (1 + 1 + 1 if foresees else 1 + 200)  # wake, prefill, a run or 199 decodes
+        assert (len(sequence.token_times), bench.instance.num_steps, sequence.state) == (120, 120, State.FINISHED)
+        assert bench.clock.num_events == (1 + 1 + 1 if foresees else 1 + 120)  # wake, prefill, a run or 119 decodes
     assert times[0] == times[1]
     assert sorted(set(times[0])) == times[0]
 
@@ -244,6 +245,7 @@ def served(system: System, seed: int, foresees: bool, num_blocks: int) -> tuple[
             model=draws.choice(models),
             num_prompt_tokens=draws.randint(1, 300),
             num_output_tokens=draws.randint(1, 400),
+            priority=request.request_id % 5 // 4,
         )
         clock.call_at(draws.uniform(0.0, 50.0), control.arrive, shape)
     for _ in range(5):
@@ -253,6 +255,11 @@ def served(system: System, seed: int, foresees: bool, num_blocks: int) -> tuple[
     clock.run()
     control.close()
     return records, executor
+
+
+RESTLESS = {"migrate_threshold": inf, "migrate_in_threshold": -inf}
+"""Whoever is less free than another gives, all the time."""
+SCALING = {"scaling": True, "num_instances": 1, "scale_interval": 2.0, "scale_first_check": 1.0}
 
 
 def strike(control: Control, is_loss: bool, share: float) -> None:
@@ -273,8 +280,23 @@ def strike(control: Control, is_loss: bool, share: float) -> None:
         SYSTEMS["serverlessllm"],
         configured("serverless_vllm", {"batching": {"chunked_prefill": True}}),
         configured("hydraserve", {"sizing": "adaptive"}),
+        SYSTEMS["llumnix"],
+        configured("llumnix", {**RESTLESS, "migrate_choice": "ljf"}),
+        configured("llumnix", {**RESTLESS, "variant": "artifact", "dispatch": "first"}),
+        configured("llumnix", {**RESTLESS, "method": "recompute"}),
+        configured("llumnix", {**RESTLESS, "defragmentation": False, **SCALING}),
     ],
-    ids=["serverless_vllm", "serverlessllm", "chunked", "adaptive"],
+    ids=[
+        "serverless_vllm",
+        "serverlessllm",
+        "chunked",
+        "adaptive",
+        "llumnix",
+        "restless",
+        "artifact",
+        "recompute",
+        "scaling",
+    ],
 )
 @pytest.mark.parametrize("num_blocks", [50, 10_000])
 @given(seed=st.integers(0, 10_000))

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serving.core.kv import BlockPool, BlockPoolError
+from serving.core.kv import BlockPool, BlockPoolError, Reservation
 from tests.build import make_instance, make_sequence
 
 operations = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 120), st.booleans()), max_size=60)
@@ -103,3 +103,36 @@ def test_giving_back_the_block_of_another_sequence_raises() -> None:
 def test_a_pool_needs_blocks_and_a_block_size(num_blocks: int, block_size: int) -> None:
     with pytest.raises(ValueError, match=f"got {num_blocks} and {block_size}"):
         BlockPool(num_blocks, block_size)
+
+
+def test_reserved_blocks_are_nobody_elses_and_go_to_their_sequence_in_order() -> None:
+    pool, elsewhere = BlockPool(8, 16), BlockPool(8, 16)
+    sequence, reservation = make_sequence(request_id=3), Reservation(3)
+    elsewhere.extend(sequence, 64)
+    assert pool.can_reserve(8, keep_free=0)
+    assert not pool.can_reserve(8, keep_free=1)
+    pool.reserve(reservation, 2)
+    pool.reserve(reservation, 2)
+    assert (pool.num_free, reservation.blocks) == (4, [0, 1, 2, 3])
+    with pytest.raises(BlockPoolError, match="is to get 5 blocks, 4 are free"):
+        pool.reserve(reservation, 5)
+    with pytest.raises(BlockPoolError, match="holds 4"):
+        pool.hand(reservation, sequence)  # which has blocks elsewhere
+    elsewhere.free(sequence)
+    pool.hand(reservation, sequence)
+    assert (sequence.block_table, sequence.capacity, reservation.blocks) == ([0, 1, 2, 3], 64, [])
+    pool.free(sequence)
+    assert pool.num_free == 8
+
+
+def test_a_reservation_is_given_back_once_and_to_its_own_pool() -> None:
+    pool, other = BlockPool(8, 16), BlockPool(8, 16)
+    reservation = Reservation(0)
+    pool.reserve(reservation, 3)
+    with pytest.raises(BlockPoolError, match="not in this pool"):
+        other.release(reservation)
+    with pytest.raises(BlockPoolError, match="it is another"):
+        pool.hand(reservation, make_sequence(request_id=1))
+    pool.release(reservation)
+    pool.release(reservation)
+    assert (pool.num_free, reservation.blocks) == (8, [])

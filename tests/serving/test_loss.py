@@ -10,7 +10,8 @@ from serving.control import MAX_LOSSES, Control
 from serving.core.clock import SimClock
 from serving.core.instance import Phase
 from serving.core.request import Sequence, State
-from serving.policies import SYSTEMS
+from serving.policies import SYSTEMS, configured
+from serving.policies.llumnix_config import LlumnixConfig
 from serving.records import DecisionRecord, Record, RequestRecord
 from serving.serve import Setup, build_control, simulated_backend
 from serving.units import GB, Seconds
@@ -22,6 +23,8 @@ COLD: Seconds = 24.62774
 
 def make_control(system: str = "serverless_vllm") -> tuple[Control, list[Record]]:
     chosen = SYSTEMS[system]
+    if isinstance(chosen.config, LlumnixConfig):  # one instance, which has to start like those of other systems
+        chosen = configured(system, {"num_instances": 1, "there_at_start": False})
     testbed = make_testbed(kind=with_cache(A10, 20.0), exclusive=chosen.exclusive_gpus)
     _, backend = simulated_backend(testbed, seed=0)
     records: list[Record] = []

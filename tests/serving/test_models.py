@@ -15,6 +15,8 @@ PUBLISHED = {
     "llama3-8b": 8.030e9,
     "falcon-7b": 6.92e9,
     "smollm2-135m": 134.5e6,
+    "llama-7b": 6.738e9,
+    "llama-30b": 32.529e9,
 }
 
 

@@ -1,0 +1,68 @@
+"""How many instances: the average freeness of all of them is kept in a range.
+
+**Paper**: Llumnix (OSDI'24), sheet section 4, auto-scaling.
+"""
+
+from dataclasses import dataclass
+from math import inf
+
+from serving.core.instance import Instance
+from serving.policies.llumnix_freeness import Rule, queued_blocks
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Range:
+    """Average freeness, in KV blocks per request, and numbers of instances."""
+
+    low: float
+    high: float
+    min_instances: int
+    max_instances: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """What one instance adds to the average."""
+
+    instance: Instance
+    num_free: float
+    num_used: float
+    num_requests: int
+
+
+def share_of(instance: Instance, rule: Rule) -> Share:
+    """Free blocks beyond the watermark, less those that the queue asks for."""
+    pool = instance.pool
+    if pool is None:
+        raise RuntimeError(f"instance {instance.instance_id} has no share before it is ready")
+    num_free = instance.num_free_blocks
+    num_used = pool.num_blocks - num_free
+    usable = num_free - int(rule.watermark * pool.num_blocks) - queued_blocks(instance)
+    return Share(instance=instance, num_free=usable, num_used=num_used, num_requests=instance.num_sequences)
+
+
+def average(shares: list[Share], num_empty: int = 0) -> float:
+    """Of instances, and of so many empty ones like the first."""
+    num_requests = sum(share.num_requests for share in shares)
+    if not num_requests:
+        return inf
+    empty = shares[0].num_free + shares[0].num_used if num_empty else 0.0
+    return (sum(share.num_free for share in shares) + num_empty * empty) / num_requests
+
+
+def missing(shares: list[Share], wanted: Range) -> int:
+    """Instances to start: as many empty ones as bring the average to the low end, within the maximum."""
+    most = wanted.max_instances - len(shares)
+    return next((n for n in range(most) if average(shares, n) >= wanted.low), max(0, most)) if shares else 0
+
+
+def superfluous(shares: list[Share], wanted: Range, *, fewest_running: bool) -> Instance | None:
+    """The instance that can go, as the average stays above the high end without it: its requests are still there, what
+    they hold is taken from the others' free blocks. ``fewest_running``: that one goes, else the last."""
+    if len(shares) <= wanted.min_instances:
+        return None
+    gone = min(reversed(shares), key=lambda s: len(s.instance.running)) if fewest_running else shares[-1]
+    rest = [share for share in shares if share is not gone]
+    num_requests = sum(share.num_requests for share in shares)
+    num_free = max(0.0, sum(share.num_free for share in rest) - gone.num_used)
+    return gone.instance if not num_requests or num_free / num_requests > wanted.high else None
