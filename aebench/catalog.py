@@ -151,9 +151,8 @@ class Catalog:
             return [name]
         if name in self.papers:
             return [figure_id for figure_id in self.figures if figure_id.startswith(f"{name}/")]
-        for meaning in (self._by_topic(name), self._by_bare_name(name), self._by_experiment(name)):
-            if meaning:
-                return meaning
+        if meaning := self._by_topic(name) or self._by_bare_name(name) or self._by_experiment(name):
+            return meaning
         for error in self.broken.values():
             raise error  # it may be a name of that paper's
         raise NotFoundError(f"no figure, paper or topic {name!r}.{near_misses(name, self.known_names())}")
@@ -165,8 +164,10 @@ class Catalog:
         return name == "all" or name in self.papers or bool(self._by_topic(name))
 
     def known_names(self) -> list[str]:
-        """Every name that ``resolve`` takes, ids first."""
-        bare = {figure_id.partition("/")[2]: None for figure_id in self.figures}
+        """Every name that ``resolve`` takes, ids first; a bare name of a figure where it is owned, or the only one."""
+        names = [figure_id.partition("/")[2] for figure_id in self.figures]
+        owned = [name for file in self.papers.values() for name in file.aliases]
+        bare = {name: None for name in names if name in owned or names.count(name) == 1}
         topics = {topic: None for file in self.papers.values() for topic in file.topics}
         own = [f"{paper}/{topic}" for paper, file in self.papers.items() for topic in file.topics]
         return list(dict.fromkeys([*self.figures, *own, *bare, *self.papers, *topics, "all"]))
@@ -225,6 +226,6 @@ class Catalog:
                 owner[name] = paper
 
 
-def _printed_order(path: Path) -> tuple[str, int]:
+def _printed_order(path: Path) -> tuple[str, int, str]:
     digits = "".join(character for character in path.stem if character.isdigit())
-    return path.stem.rstrip("0123456789ab"), int(digits or 0)
+    return path.stem.rstrip("0123456789ab"), int(digits or 0), path.stem

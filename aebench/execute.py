@@ -12,11 +12,12 @@ from aebench.workloads import client
 from serving.core.cluster import Deployment
 from serving.core.model import ModelSpec
 from serving.core.ports import System
+from serving.cost.engine import EngineCosts
 from serving.cost.models import MODELS
 from serving.cost.profile import Profile
 from serving.cost.startup import StartupCosts
 from serving.policies import configured
-from serving.records import Record, RequestRecord
+from serving.records import DecisionRecord, Record, RequestRecord
 from serving.serve import Setup, serve
 from serving.testbed import ServerKind, Testbed
 from serving.units import GB, Bytes, Gbps, Seconds
@@ -31,8 +32,11 @@ VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 def execute(point: Point, write: Callable[[Record], None]) -> Seconds | None:
     """Run one point in its world and hand its records to ``write``; how late a real clock's timers ran (99th
     percentile), None for virtual time."""
-    if not point.spec.get("measure", {}).get("token_gaps", True):
+    measure = point.spec.get("measure", {})
+    if not measure.get("token_gaps", True):
         write = without_token_gaps(write)
+    if not measure.get("dispatches", True):
+        write = without_dispatches(write)
     if is_live(point.spec):
         from aebench.live_point import execute as execute_live
 
@@ -51,6 +55,16 @@ def without_token_gaps(write: Callable[[Record], None]) -> Callable[[Record], No
     return write_less
 
 
+def without_dispatches(write: Callable[[Record], None]) -> Callable[[Record], None]:
+    """Writes all but the decisions about single sequences; what came of them is in the sequences' own records."""
+
+    def write_less(record: Record) -> None:
+        if not isinstance(record, DecisionRecord) or record.action not in ("dispatch", "migrate"):
+            write(record)
+
+    return write_less
+
+
 def is_live(spec: Spec) -> bool:
     """Whether the point runs on real processes."""
     return spec.get("backend") == "live"
@@ -65,6 +79,7 @@ def setup(spec: Spec, seed: int) -> Setup:
         deployments=deployments(spec),
         seed=seed,
         steps=None if (measured := profile(spec)) is None else measured.steps,
+        sample_period=spec.get("measure", {}).get("sample_period"),
     )
 
 
@@ -144,6 +159,7 @@ def server_kind(name: str, table: Spec, cache: Bytes) -> ServerKind:
         pcie_rate=table["pcie_gb_s"] * GB,
         cache=cache,
         startup=UNKNOWN if table["startup"] is None else _startup_costs(table["startup"]),
+        engine=_engine_costs(table["engine"]) if "engine" in table else None,
     )
 
 
@@ -156,6 +172,7 @@ def as_measured(kind: ServerKind, measured: Profile | None) -> ServerKind:
         startup=measured.startup,
         fetch_rate=min(kind.fetch_rate, measured.fetch_rate),
         pcie_rate=measured.load_rate,
+        engine=None,
     )
 
 
@@ -174,4 +191,20 @@ def _startup_costs(table: Spec) -> StartupCosts:
         first_step=table["first_step"],
         engine_load_rate=table["engine_load_gb_s"] * GB,
         jitter=table["jitter"],
+    )
+
+
+def _engine_costs(table: Spec) -> EngineCosts:
+    rates = {key: None if table[f"{key}_gb_s"] is None else table[f"{key}_gb_s"] * GB for key in ("all_reduce", "copy")}
+    return EngineCosts(
+        tensor_parallel=table["tensor_parallel"],
+        kv_blocks=table["kv_blocks"],
+        kv_read_share=table["kv_read_share"],
+        step=table["step"],
+        sequence=table["sequence"],
+        all_reduce=table["all_reduce"],
+        all_reduce_rate=rates["all_reduce"],
+        copy_rate=rates["copy"],
+        copy_message=table["copy_message"],
+        copy_slowdown=table["copy_slowdown"],
     )

@@ -92,9 +92,10 @@ class Experiment:
         """The grid's cells that are not excluded, in grid order (the last key varies fastest)."""
         values = itertools.product(*self.file.grid.values())
         every = [dict(zip(self.file.grid, cell, strict=True)) for cell in values]
-        cells = [cell for cell in every if not self._excluded(cell)]
+        cells = [cell for cell in every if self._included(cell) and not self._excluded(cell)]
         if not cells:
-            raise SpecError(self.source, "grid", "no point is left: every cell of the grid is excluded")
+            how = "excluded or not included" if self.file.include else "excluded"
+            raise SpecError(self.source, "grid", f"no point is left: every cell of the grid is {how}")
         return cells
 
     def points(self, seeds: Sequence[int]) -> list[Point]:
@@ -115,7 +116,9 @@ class Experiment:
             overrides = self.file.when.get(key, {}).get(str(value))
             if overrides is not None:
                 merge(tables, expand_dots(overrides))
-            if key in _FIELDS_OF_A_POINT:
+            if key in self.file.sets:
+                merge(tables, expand_dots({self.file.sets[key]: value}))
+            elif key in _FIELDS_OF_A_POINT:
                 tables[key] = value
             elif overrides is None:
                 close = near_misses(str(value), self.file.when.get(key, {}))
@@ -146,10 +149,10 @@ class Experiment:
         return spec
 
     def _excluded(self, cell: Mapping[str, GridValue]) -> bool:
-        return any(
-            all(cell[key] in (wanted if isinstance(wanted, list) else [wanted]) for key, wanted in rule.items())
-            for rule in self.file.exclude
-        )
+        return any(_speaks_of(rule, cell) for rule in self.file.exclude)
+
+    def _included(self, cell: Mapping[str, GridValue]) -> bool:
+        return not self.file.include or any(_speaks_of(rule, cell) for rule in self.file.include)
 
     def _check_names(self) -> None:
         """Names in the grid and the tables are known; what only a resolved point shows is checked there."""
@@ -162,11 +165,13 @@ class Experiment:
                     self._check_name(f"grid.{key}[{index}]", key, value, known)
                 if str(value) in map(str, values[:index]):
                     raise SpecError(self.source, f"grid.{key}[{index}]", f"{value!r} is given twice")
-        for rule_index, rule in enumerate(self.file.exclude):
-            for key in rule:
-                self._check_name(f"exclude[{rule_index}]", "grid key", key, self.file.grid)
-        for key in self.file.when:
-            self._check_name("when", "grid key", key, self.file.grid)
+        for name, rules in (("include", self.file.include), ("exclude", self.file.exclude)):
+            for rule_index, rule in enumerate(rules):
+                for key in rule:
+                    self._check_name(f"{name}[{rule_index}]", "grid key", key, self.file.grid)
+        for name, keys in (("sets", self.file.sets), ("when", self.file.when)):
+            for key in keys:
+                self._check_name(name, "grid key", key, self.file.grid)
         self._check_twins()
         check_breakdown(self.file, self.source)
         for model, table in self.file.deployments.items():
@@ -206,9 +211,10 @@ class Experiment:
         check_machines(file, self.testbeds, self.source, simulated=not self.world.is_local)
         check_policy(file, self.source)
         check_workload(file, self.source)
-        if file.measure.breakdown != self.file.measure.breakdown:
-            message = "expected the same for all points, which make one table; a [when...] table changes it"
-            raise SpecError(self.source, "measure.breakdown", message)
+        for key in ("breakdown", "metrics", "by", "sample_period"):
+            if getattr(file.measure, key) != getattr(self.file.measure, key):
+                message = "expected the same for all points, which make one table; a [when...] table changes it"
+                raise SpecError(self.source, f"measure.{key}", message)
         workload, drop = file.workload, file.measure.drop_largest
         if workload.kind == "cold_requests" and drop >= workload.repeats:
             message = f"expected less than workload.repeats, which is {workload.repeats}, got {drop}"
@@ -222,6 +228,11 @@ class Experiment:
             if path[0] in _SPEC_FIELDS and not any(held(spec, path) == wanted for spec in specs):
                 message = f"no effect, every point gets its {'.'.join(path)} from a [when...] table of {self.path}"
                 raise UsageError(f"--set {setting}: {message}")
+
+
+def _speaks_of(rule: Mapping[str, GridValue | list[GridValue]], cell: Mapping[str, GridValue]) -> bool:
+    """Whether a cell has one of the values that a rule gives for each of its keys."""
+    return all(cell[key] in (wanted if isinstance(wanted, list) else [wanted]) for key, wanted in rule.items())
 
 
 def _deployment(table: DeploymentTable) -> Tables:

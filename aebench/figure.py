@@ -18,8 +18,20 @@ IsCalibrated = Callable[[Keys], bool]
 """Whether the paper's point at these grid keys was used to set a parameter."""
 
 SOURCE_COLUMN = "source"
-SECONDS_METRICS = ("ttft", "tpot", "itl", "e2e", "normalized_latency", "queue", "pause", "consolidation_time")
-FRACTION_WORDS = ("attainment", "fraction", "share", "utilization")
+METRIC = "metric"
+"""The key by which cells of a figure of several metrics are told apart."""
+SECONDS_METRICS = (
+    *("ttft", "tpot", "itl", "e2e", "normalized_latency", "queue", "pause", "consolidation_time"),
+    *("request_p", "request_mean", "prefill_", "decode_", "preemption_loss", "downtime"),
+)
+FRACTION_WORDS = ("attainment", "fraction", "share", "utilization", "fragmentation")
+
+
+def unit_of(metric: str) -> str:
+    """Unit of a metric in print, by its name."""
+    if any(word in metric for word in FRACTION_WORDS):
+        return "%"
+    return "s" if metric.startswith(SECONDS_METRICS) else ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,6 +43,10 @@ class PlotSpec:
     x: str
     y: str
     """The metric, a column of the table that it is drawn from."""
+    metrics: Sequence[str] = ()
+    """Of a figure of several metrics: all of them, ``y`` first."""
+    near_zero: Sequence[str] = ()
+    """Of these, those that come so near to 0 that relative errors say nothing."""
     series: str | None = None
     """Grid key told apart by colour and order; None: one series."""
     panel: str | None = None
@@ -50,12 +66,9 @@ class PlotSpec:
 
     @property
     def unit(self) -> str:
-        """Unit of the metric in print: ``s``, ``%`` (of a fraction), or nothing."""
-        if self.is_ratio:
-            return ""
-        if any(word in self.y for word in FRACTION_WORDS):
-            return "%"
-        return "s" if self.y.startswith(SECONDS_METRICS) else ""
+        """Unit of the metric in print: ``s``, ``%`` (of a fraction), or nothing; also nothing where metrics differ."""
+        units = list(dict.fromkeys(map(unit_of, self.metrics or (self.y,))))
+        return units[0] if len(units) == 1 and not self.is_ratio else ""
 
     def label(self, value: str) -> str:
         """The printed label of a grid value or key."""
@@ -92,6 +105,14 @@ class Figure:
     view: View = View()
     """What it sees of a run."""
 
+    def of(self, metric: str) -> "Figure":
+        """The figure as far as it is about one of its metrics."""
+        points = self.paper_points
+        if points is not None:
+            points = points.drop(columns=[name for name in self.plot.metrics if name != metric and name in points])
+        plot = replace(self.plot, y=metric, metrics=(), near_zero=())
+        return replace(self, plot=plot, paper_points=points if points is not None and metric in points else None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
@@ -117,18 +138,27 @@ class Cell:
     """The measured value was filled in from a shipped log."""
     orientation: bool = False
     """The paper's value is of other hardware."""
+    near_zero: bool = False
+    """A relative error would say nothing."""
 
     @property
     def error(self) -> float | None:
-        """Signed relative difference to the paper; None where either is missing, the paper's is 0, or it is there for
-        orientation only."""
-        if self.measured is None or not self.paper or self.orientation:
+        """Signed relative difference to the paper; None where either is missing, the paper's is 0 or may be near it, or
+        it is there for orientation only."""
+        if self.measured is None or not self.paper or self.orientation or self.near_zero:
             return None
         return (self.measured.mean - self.paper) / abs(self.paper)
 
 
 def cells(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated) -> list[Cell]:
-    """Every cell that ran, was printed or is in the grid, in printed order."""
+    """Every cell that ran, was printed or is in the grid, in printed order; metric after metric where there are
+    several, which ``METRIC`` tells apart."""
+    if figure.plot.metrics:
+        return [
+            replace(cell, keys={**cell.keys, METRIC: metric}, near_zero=metric in figure.plot.near_zero)
+            for metric in figure.plot.metrics
+            for cell in cells(figure.of(metric), summary, calibrated)
+        ]
     keys = _cell_keys(figure)
     measured = _measured(figure, summary, keys)
     paper = _paper_values(figure, keys)

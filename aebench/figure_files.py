@@ -12,7 +12,7 @@ from aebench.deployed_models import tables_by_model
 from aebench.errors import SpecError, near_misses
 from aebench.experiment import Experiment
 from aebench.figure import Figure, PlotSpec
-from aebench.logs import SUMMARY
+from aebench.logs import PRIORITIES, SUMMARY
 from aebench.paper_points import read_paper_points
 from aebench.point_checks import check_name
 from aebench.tables import BREAKDOWNS, tables_of
@@ -29,7 +29,8 @@ def read_figure(declared: Declared, experiment: Experiment, calibration: Calibra
         calibration.check_points(declared.figure_id, printed)
     notes = declared.path.with_suffix(".md")
     plot = PlotSpec(
-        **declared.file.plot.model_dump(),
+        **declared.file.plot.model_dump(exclude={"y"}),
+        y=_metrics(declared)[0],
         labels=declared.file.labels,
         order=values,
         is_ratio=view.ratio is not None,
@@ -59,16 +60,16 @@ def _values(experiment: Experiment) -> dict[str, list[str]]:
     grid = {key: [*values, *experiment.declared_grid.get(key, ())] for key, values in experiment.file.grid.items()}
     values = {key: list(dict.fromkeys(map(key_text, found))) for key, found in grid.items()}
     applications = dict.fromkeys(table["application"] for table in tables.values() if table["application"])
-    return {"application": list(applications), "model": list(tables), **values}
+    return {"application": list(applications), "model": list(tables), "priority": list(PRIORITIES), **values}
 
 
 def _view(declared: Declared, experiment: Experiment, values: Mapping[str, Sequence[str]]) -> View:
     """What the figure sees of a run; whatever it plots is there."""
     file, path = declared.file, declared.path
-    tables = tables_of(experiment.file.measure.breakdown)
+    tables = tables_of(experiment.file.measure.model_dump())
     name = file.table or SUMMARY
-    if name not in tables and name in tables_of(tuple(BREAKDOWNS)):
-        part = name.removeprefix("by_")
+    part = name.removeprefix("by_")
+    if name not in tables and part in BREAKDOWNS:
         message = f"a run of {experiment.path} makes no {name}; expected {part!r} in its measure.breakdown"
         raise SpecError(path, "table", message)
     check_name(str(path), "table", "table", name, tables)
@@ -78,10 +79,22 @@ def _view(declared: Declared, experiment: Experiment, values: Mapping[str, Seque
         if key is not None and key not in view.keys:
             what = "the experiment has no grid key" if view.keys == experiment.grid_keys else "what it draws has no key"
             raise SpecError(path, "plot", f"{what} {key!r}. Known: {', '.join(view.keys)}")
-    if file.plot.y not in table.metrics:
-        known = f"{near_misses(file.plot.y, table.metrics)} Known: {', '.join(table.metrics)}"
-        raise SpecError(path, "plot.y", f"unknown metric {file.plot.y!r}.{known}")
+    for metric in _metrics(declared):
+        if metric not in table.metrics:
+            known = f"{near_misses(metric, table.metrics)} Known: {', '.join(table.metrics)}"
+            where = "plot.metrics" if file.plot.metrics else "plot.y"
+            raise SpecError(path, where, f"unknown metric {metric!r}.{known}")
+    for metric in file.plot.near_zero:
+        check_name(str(path), "plot.near_zero", "metric", metric, file.plot.metrics)
     return view
+
+
+def _metrics(declared: Declared) -> list[str]:
+    """What the figure draws: ``plot.metrics``, or ``plot.y`` alone."""
+    plot = declared.file.plot
+    if (plot.y is None) == (not plot.metrics):
+        raise SpecError(declared.path, "plot", "expected y, or metrics where several are drawn, one of them")
+    return plot.metrics or [str(plot.y)]
 
 
 def read_claims(declared: Declared) -> ClaimFile:
@@ -99,7 +112,7 @@ def _paper_points(declared: Declared, experiment: Experiment, view: View) -> pd.
     if declared.file.paper is None:
         return None
     path = declared.path.parent / declared.file.paper
-    points = read_paper_points(path, [*view.keys, declared.file.plot.y], declared.file.plot.y)
+    points = read_paper_points(path, [*view.keys, *_metrics(declared)], _metrics(declared))
     if not declared.file.orientation:
         return points
     for key in view.keys:  # of hardware that this run did not measure there is nothing to show
@@ -111,6 +124,6 @@ def _paper_points(declared: Declared, experiment: Experiment, view: View) -> pd.
 def _paper_bars(declared: Declared) -> pd.DataFrame | None:
     if declared.file.paper_bars is None:
         return None
-    plot = declared.file.plot
-    columns = ["bar", *([plot.series] if plot.series else []), plot.y]
-    return read_paper_points(declared.path.parent / declared.file.paper_bars, columns, plot.y)
+    series, metrics = declared.file.plot.series, _metrics(declared)
+    columns = ["bar", *([series] if series else []), *metrics]
+    return read_paper_points(declared.path.parent / declared.file.paper_bars, columns, metrics)

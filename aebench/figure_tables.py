@@ -11,7 +11,11 @@ class PlotTable(Strict):
 
     kind: str
     x: str
-    y: str
+    y: str | None = None
+    metrics: list[str] = Field(default=[])
+    """In place of ``y``, for kinds that draw several."""
+    near_zero: list[str] = Field(default=[])
+    """Of these, those that may be near 0: they are in no error of prediction."""
     series: str | None = None
     panel: str | None = None
     x_label: str = ""

@@ -37,6 +37,8 @@ RecordT = TypeVar("RecordT", RequestRecord, StageRecord, DecisionRecord)
 SUMMARY = "summary"
 COUNT = "num_requests"
 """The column by which tables are seen to be of one run, and whole."""
+PRIORITIES = ("normal", "high")
+"""What requests are called by ``measure.by = "priority"``, with a row each: those with priority 0, those with more."""
 
 
 class RunLog:
@@ -162,8 +164,10 @@ class RunLog:
     def summary(self) -> "pd.DataFrame":
         """``summary.csv``; an empty cell is NaN."""
         frame = self._read_table(SUMMARY)
-        if self.manifest.status == "success" and len(frame) < self.manifest.num_points:
-            raise self._cut_off(SUMMARY, f"{len(frame)} rows of {self.manifest.num_points}")
+        by = self.manifest.spec.get("measure", {}).get("by")
+        num_rows = self.manifest.num_points * (len(PRIORITIES) if by else 1)
+        if self.manifest.status == "success" and len(frame) < num_rows:
+            raise self._cut_off(SUMMARY, f"{len(frame)} rows of {num_rows}")
         return frame
 
     def table(self, name: str) -> "pd.DataFrame":

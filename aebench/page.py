@@ -140,9 +140,11 @@ def _testbed(catalog: Catalog, experiment: Experiment) -> Iterator[Parameter]:
     yield Parameter(area=area, name="store_nic_gbps", value=_text(bed.store_nic_gbps), unit="Gbps", source=bed.source)
     for server in bed.servers:
         table = experiment.testbeds.server[server]
-        flat = table.model_dump(exclude={"sources", "startup"}, exclude_none=True)
+        flat = table.model_dump(exclude={"sources", "startup", "engine"}, exclude_none=True)
         startup = {} if table.startup is None else table.startup.model_dump()
         flat |= {f"startup.{key}": value for key, value in startup.items()}
+        engine = {} if table.engine is None else table.engine.model_dump(exclude_unset=True)
+        flat |= {f"engine.{key}": value for key, value in engine.items()}
         for key, value in flat.items():
             name = f"server.{server}.{key}"
             source = table.sources.get(key, "calibrated on the paper's points, see below")

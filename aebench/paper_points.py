@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def read_paper_points(path: Path, columns: Sequence[str], metric: str) -> "pd.DataFrame":
-    """The paper's points: one row a bar, grid keys, the metric, and a source for each."""
+def read_paper_points(path: Path, columns: Sequence[str], metrics: Sequence[str]) -> "pd.DataFrame":
+    """The paper's points: one row a bar, grid keys, the metrics, and a source for each."""
     import pandas as pd
 
     rows = _csv_rows(path)
@@ -30,8 +30,8 @@ def read_paper_points(path: Path, columns: Sequence[str], metric: str) -> "pd.Da
     seen: dict[tuple[str, ...], int] = {}
     points = []
     for number, cells in enumerate(lines, 2):
-        point = _csv_row(path, number, header, cells, metric)
-        keys = tuple(str(point[column]) for column in columns if column != metric)
+        point = _csv_row(path, number, header, cells, metrics)
+        keys = tuple(str(point[column]) for column in columns if column not in metrics)
         if seen.setdefault(keys, number) != number:
             raise SpecError(path, f"line {number}", f"the same point as on line {seen[keys]}: {', '.join(keys)}")
         points.append(point)
@@ -52,16 +52,24 @@ def _csv_rows(path: Path) -> list[list[str]]:
         raise SpecError(path, "", f"cannot be read: {error.strerror}") from error
 
 
-def _csv_row(path: Path, number: int, header: list[str], cells: list[str], metric: str) -> dict[str, str | float]:
+def _csv_row(
+    path: Path, number: int, header: list[str], cells: list[str], metrics: Sequence[str]
+) -> dict[str, str | float]:
     if len(cells) != len(header):
         raise SpecError(path, f"line {number}", f"expected {len(header)} cells, got {len(cells)}")
     row: dict[str, str | float] = dict(zip(header, cells, strict=True))
-    try:
-        row[metric] = value = float(row[metric])
-    except ValueError as error:
-        raise SpecError(path, f"line {number}, {metric}", f"expected a number, got {row[metric]!r}") from error
-    if not math.isfinite(value):
-        raise SpecError(path, f"line {number}, {metric}", f"expected a finite number, got {value}")
+    for metric in metrics:
+        row[metric] = _number(path, f"line {number}, {metric}", str(row[metric]))
     if not row["source"]:
         raise SpecError(path, f"line {number}, source", "expected where the number comes from, got nothing")
     return row
+
+
+def _number(path: Path, where: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise SpecError(path, where, f"expected a number, got {text!r}") from error
+    if not math.isfinite(value):
+        raise SpecError(path, where, f"expected a finite number, got {value}")
+    return value

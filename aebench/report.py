@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from aebench.claims import Judgement, Verdict
-from aebench.figure import Cell, Figure, IsCalibrated, Spread, cells, value_text
+from aebench.figure import METRIC, Cell, Figure, IsCalibrated, Spread, cells, value_text
 
 WIDTH = 110
 MEASURED_WIDTH = 24
@@ -55,10 +55,20 @@ class PredictionError:
         parts = [self._summary_text("prediction", self.predicted)]
         if self.calibration is not None:
             parts.append(self._summary_text("calibration", self.calibration))
+        parts += self._by_metric()
         printed = [cell for cell in self.cells if cell.paper is not None]
         if absent := sum(cell.measured is None for cell in printed):
             parts.append(f"{absent} of {len(printed)} paper points absent here")
         return "; ".join(parts)
+
+    def _by_metric(self) -> list[str]:
+        """The mean error of each metric's predictions, where there are several metrics."""
+        errors: dict[str, list[float]] = {}
+        for cell in self.cells:
+            if METRIC in cell.keys and cell.error is not None and not cell.history and not cell.calibrated:
+                errors.setdefault(cell.keys[METRIC], []).append(abs(cell.error))
+        shares = [f"{metric} {100 * fmean(found):.1f}%" for metric, found in errors.items()]
+        return [f"MAPE by metric: {', '.join(shares)}"] if shares else []
 
     def _summary_text(self, name: str, summary: ErrorSummary | None) -> str:
         if summary is None:

@@ -13,10 +13,21 @@ from typing import Any
 
 from aebench.metrics import attainment, mean_of
 from serving.policies import configured
-from serving.records import DecisionRecord, PauseRecord, Record, RequestRecord, StageRecord, WorkerRecord
+from serving.records import (
+    DecisionRecord,
+    MigrationRecord,
+    PauseRecord,
+    Record,
+    RequestRecord,
+    SampleRecord,
+    StageRecord,
+    WorkerRecord,
+)
 from serving.units import GB, Seconds
 
 WANTED: tuple[type[Record], ...] = (RequestRecord, WorkerRecord, DecisionRecord, PauseRecord, StageRecord)
+OF_INSTANCES: tuple[type[Record], ...] = (RequestRecord, MigrationRecord, SampleRecord)
+"""What is read where nobody asks for workers."""
 ONLY = {"action": ("launch", "refuse"), "stage": ("consolidation",)}
 """Of decisions and stages, those that count here; the others are most of a log."""
 
@@ -33,6 +44,10 @@ class Observed:
     pauses: Sequence[PauseRecord]
     grace: Seconds
     """The system's grace period: how long an instance stays after its last request."""
+    arrived: Sequence[RequestRecord] = ()
+    """All requests of the point, where ``requests`` are a part."""
+    samples: Sequence[SampleRecord] = ()
+    migrations: Sequence[MigrationRecord] = ()
 
 
 def grace_period(spec: Mapping[str, Any]) -> Seconds:

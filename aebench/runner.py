@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from aebench.errors import LogError
 from aebench.hosts.local import PointEvent, Stage
-from aebench.logs import SUMMARY, RunLog
+from aebench.logs import RunLog
 from aebench.point import Point
 from aebench.run_manifest import Status
 from aebench.tables import table_frames
@@ -156,7 +156,7 @@ def _run_missing(missing: Sequence[Point], num_points: int, run_log: RunLog, hos
 def _summarise(points: Sequence[Point], run_log: RunLog) -> int:
     """Writes ``summary.csv`` of the points that are sealed, and the tables beside it; returns how many they are."""
     frames = table_frames(run_log, points)
-    num_sealed = len(frames[SUMMARY])
+    num_sealed = sum(map(run_log.is_sealed, points))
     if num_sealed:
         for name, frame in frames.items():
             run_log.write_table(name, frame)

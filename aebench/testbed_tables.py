@@ -23,10 +23,25 @@ class Startup(Strict):
     jitter: float = Field(ge=0, lt=1)
 
 
+class Engine(Strict):
+    """``[server.NAME.engine]``: ``serving/cost/engine.py`` has the meanings; seconds and bytes per second."""
+
+    tensor_parallel: int = Field(default=1, ge=1)
+    kv_blocks: int | None = Field(default=None, ge=1)
+    kv_read_share: float | None = Field(default=None, gt=0, le=1)
+    step: float = Field(default=0.0, ge=0)
+    sequence: float = Field(default=0.0, ge=0)
+    all_reduce: float = Field(default=0.0, ge=0)
+    all_reduce_gb_s: float | None = Field(default=None, gt=0)
+    copy_gb_s: float | None = Field(default=None, gt=0)
+    copy_message: float = Field(default=0.0, ge=0)
+    copy_slowdown: float = Field(default=1.0, ge=1)
+
+
 class ServerTable(Strict):
     """``[server.NAME]``."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("like",)
+    LATER: ClassVar[tuple[str, ...]] = ("like", "engine")
 
     like: str | None = None
     """Another server, from which comes what this one does not give; see ``take_after``."""
@@ -40,6 +55,8 @@ class ServerTable(Strict):
     pcie_gb_s: float = Field(gt=0)
     startup: Startup | None = None
     """None: nobody has measured it, so only live runs know it."""
+    engine: Engine | None = None
+    """None: steps are as the GPU's data sheet has them, KV moves as fast as the links let it."""
     sources: dict[str, str]
 
 
@@ -91,8 +108,9 @@ def _filled(name: str, servers: Mapping[str, Any], source: str) -> Any:
         raise SpecError(source, where, f"expected a server that takes after none, but {like} does")
     table: dict[str, Any] = copy.deepcopy({**other, **own})
     del table["like"]
-    if isinstance(other.get("startup"), dict):
-        table["startup"] = {**other["startup"], **own.get("startup", {})}
+    for part in ("startup", "engine"):
+        if isinstance(other.get(part), dict):
+            table[part] = copy.deepcopy({**other[part], **own.get(part, {})})
     if "fetch_gb_s" in other and "fetch_gb_s" not in own:
         table["fetch_gb_s"] = other["fetch_gb_s"] * table["nic_gbps"] / other["nic_gbps"]
     table["sources"] = _sources(like, table, own, other)

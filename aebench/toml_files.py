@@ -16,7 +16,15 @@ from aebench.workload_tables import Workload
 class Measure(Strict):
     """``[measure]``: which requests count, and what is made of them."""
 
-    LATER: ClassVar[tuple[str, ...]] = ("slo", "token_gaps", "breakdown")
+    LATER: ClassVar[tuple[str, ...]] = (
+        "slo",
+        "token_gaps",
+        "breakdown",
+        "metrics",
+        "by",
+        "sample_period",
+        "dispatches",
+    )
 
     labels: list[str] | None = None
     drop_largest: int = Field(default=0, ge=0)
@@ -24,8 +32,16 @@ class Measure(Strict):
     """Which SLOs ``slo_attainment`` and ``goodput`` are about."""
     token_gaps: bool = True
     """Whether logs keep the time of every token; without, ``itl_p99`` is empty."""
+    dispatches: bool = True
+    """Whether logs keep what was decided about single sequences: to which instance they go, and where they move."""
     breakdown: list[Literal["application", "model"]] = Field(default=[])
     """Tables beside ``summary.csv``, which has the columns about instances and their memory then."""
+    metrics: list[Literal["llumnix", "migration"]] = Field(default=[])
+    """Those that ``summary.csv`` has as well: ``aebench.llumnix_metrics``, ``aebench.migration_metrics``."""
+    by: Literal["priority"] | None = None
+    """What the requests of a point are told apart by: ``summary.csv`` has a row for each kind, and a column."""
+    sample_period: float | None = Field(default=None, gt=0)
+    """Seconds between looks at all instances, of which ``by_time.csv`` is made; None: nobody looks."""
 
 
 class DeploymentTable(Strict):
@@ -70,7 +86,12 @@ class ExperimentFile(Strict):
     policy: dict[str, Any] = Field(default={})
     deployments: dict[str, DeploymentTable]
     grid: dict[str, list[GridValue]]
+    sets: dict[str, str] = Field(default={})
+    """Grid keys whose values are those of a field: ``rate = "workload.arrivals.rate"``."""
+    include: list[dict[str, GridValue | list[GridValue]]] = Field(default=[])
+    """Cells of the grid that there are: those that one of these speaks of; none given: all."""
     exclude: list[dict[str, GridValue | list[GridValue]]] = Field(default=[])
+    """Cells that there are not, although included."""
     when: dict[str, dict[str, dict[str, Any]]] = Field(default={})
     """``[when.KEY.VALUE]`` is merged over the experiment for points with KEY = VALUE."""
     scale: dict[Literal["smoke"], dict[str, Any]] = Field(default={})

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HISTORY = Path("history_logs")
 """Shipped runs, below the catalog's root."""
+EXAMPLE = "Run, for example: aebench run figure7"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,10 +199,12 @@ def draw(drawn: Drawn, out: Path | None = None) -> tuple[Path, ...]:
 
 
 def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = False) -> list[Drawn]:
-    """Figures judged against runs under a log root; without names, all that have a run there."""
+    """Figures judged against runs under a log root: those that are named, and of a group (a paper, a topic; without
+    names, of all there are) those that have a run there."""
     if not log_path.is_dir():
         raise LogError(f"{log_path}: no such folder. Give --log-path the folder that runs were written to")
     found = []
+    alone = {each.figure_id for name in names if not catalog.is_group(name) for each in catalog.resolve([name])}
     for declared in catalog.resolve(names or ["all"]):
         logs = shown_runs(log_path, declared.experiment_id)
         for log in logs:
@@ -210,13 +213,14 @@ def judged(catalog: Catalog, names: Sequence[str], log_path: Path, fill: bool = 
             if shipped is not None:
                 refuse_mixing(log, shipped)
             found.append(judge(catalog, declared, log, shipped))
-        if names and not logs:
+        if declared.figure_id in alone and not logs:
             raise LogError(
                 f"{log_path} has no run of {declared.experiment_id}, which {declared.figure_id} draws. "
                 f"Run: aebench run {declared.figure_id} --log-path {log_path}"
             )
     if not found:
-        raise LogError(f"{log_path} has no run of any figure. Run, for example: aebench run figure7")
+        what, example = (", ".join(names), f"Run: aebench run {' '.join(names)}") if names else ("any figure", EXAMPLE)
+        raise LogError(f"{log_path} has no run of {what}. {example}")
     return found
 
 
@@ -255,12 +259,13 @@ def _check_columns(log: RunLog, summary: "pd.DataFrame", figure: Figure) -> None
     from pandas.api.types import is_numeric_dtype
 
     path = log.folder / f"{figure.view.table}.csv"
-    for column in (*figure.view.table_keys, "seed", figure.plot.y):
+    metrics = figure.plot.metrics or (figure.plot.y,)
+    for column in (*figure.view.table_keys, "seed", *metrics):
         if column not in summary.columns:
             raise SpecError(path, column, "this column is missing. Run again with --resume")
-    if not is_numeric_dtype(summary[figure.plot.y]):
-        message = "expected numbers only. Run again with --resume"
-        raise SpecError(path, figure.plot.y, message)
+    for metric in metrics:
+        if not is_numeric_dtype(summary[metric]):
+            raise SpecError(path, metric, "expected numbers only. Run again with --resume")
 
 
 def _caption(declared: Declared, log: RunLog) -> str:

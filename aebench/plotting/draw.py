@@ -59,9 +59,11 @@ def describe_run(
     if hardware is not None:
         source = f"{source}: {hardware}" if backend == "live" else f"{source} from a profile of {hardware}"
     parts = [source, _seeds_text(sorted(seeds))]
-    if len(seeds) > 1:
+    if len(seeds) > 1 and kind == "over_time":
+        parts.append("lines are means")
+    elif len(seeds) > 1:
         whisker = "the range of both seeds" if len(seeds) == 2 else "the 95% t-interval of the mean"
-        parts.append(f"{'points' if kind == 'lines' else 'bars'} are means, whiskers {whisker}")
+        parts.append(f"{'bars' if 'bars' in kind else 'points'} are means, whiskers {whisker}")
     if variant is not None:
         parts.append(f"variant “{variant}”")
     return "; ".join(part for part in parts if part) + "."
@@ -107,5 +109,37 @@ def _ratio_bars(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     return ratio_bars.draw(figure, found, caption)
 
 
-KINDS: dict[str, Kind] = {"bars": _bars, "lines": _lines, "ratio_bars": _ratio_bars}
+def _log_lines(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import log_lines
+
+    return log_lines.draw(figure, found, caption)
+
+
+def _line_grid(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import line_grid
+
+    return line_grid.draw(figure, found, caption)
+
+
+def _over_time(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import over_time
+
+    return over_time.draw(figure, found, caption)
+
+
+def _trade_off(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+    from aebench.plotting import trade_off
+
+    return trade_off.draw(figure, found, caption)
+
+
+KINDS: dict[str, Kind] = {
+    "bars": _bars,
+    "lines": _lines,
+    "log_lines": _log_lines,
+    "ratio_bars": _ratio_bars,
+    "line_grid": _line_grid,
+    "over_time": _over_time,
+    "trade_off": _trade_off,
+}
 """How each ``plot.kind`` is drawn; a kind's module is imported when one is drawn."""

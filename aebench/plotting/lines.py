@@ -47,16 +47,14 @@ def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     rows = -(-len(shown) // columns)
     width = style.PAGE_WIDTH if columns > 1 else style.NARROW_WIDTH
     canvas = Canvas(figsize=(width, 0.9 + PANEL_HEIGHT * rows), layout="constrained")
-    span = _span(plot, found)
+    span = span_of(plot, found)
     for index, (panel, ax) in enumerate(zip(shown, panel_axes(canvas, len(shown), [1] * columns), strict=True)):
-        lines = _lines(figure, panel, series)
-        _name_axes(plot, panel, ax, span)
+        lines = lines_of(figure, panel, series)
+        name_axes(plot, panel, ax, span)
         for line in lines:
-            _draw_measured(line, ax)
-            _draw_paper(line, ax)
-            _draw_absent(line, ax)
+            draw_line(line, ax)
         ax.set_ylabel(plot.y_label if index % columns == 0 else "")
-    _legend(figure, canvas, series, found)
+    legend(figure, canvas, series, found)
     style.caption(canvas, caption)
     return canvas
 
@@ -68,7 +66,8 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _lines(figure: Figure, panel: Panel, series: Sequence[str]) -> list[Line]:
+def lines_of(figure: Figure, panel: Panel, series: Sequence[str]) -> list[Line]:
+    """A panel's line for each series; SpecError where an x value is no number."""
     plot = figure.plot
     for x in panel.xs:
         if not _is_number(x):
@@ -93,7 +92,7 @@ def _width(xs: Sequence[float]) -> float:
     return (max(xs) - min(xs)) or abs(xs[0]) or 1.0
 
 
-def _span(plot: PlotSpec, found: Sequence[Cell]) -> tuple[float, float]:
+def span_of(plot: PlotSpec, found: Sequence[Cell]) -> tuple[float, float]:
     """Ends of the y axis, from what is shown: fractions end at tenths, other values start at 0 unless that would waste
     half of the panel."""
     values = [cell.paper for cell in found if cell.paper is not None]
@@ -107,7 +106,8 @@ def _span(plot: PlotSpec, found: Sequence[Cell]) -> tuple[float, float]:
     return (0.0 if 0 <= low < 0.5 * high else low - margin), high + margin
 
 
-def _name_axes(plot: PlotSpec, panel: Panel, ax: Axes, span: tuple[float, float]) -> None:
+def name_axes(plot: PlotSpec, panel: Panel, ax: Axes, span: tuple[float, float]) -> None:
+    """Limits, ticks, title and grid of a panel."""
     xs = sorted(panel.xs, key=float)
     numbers = [float(x) for x in xs]
     margin = MARGIN_SHARE * _width(numbers)
@@ -120,6 +120,13 @@ def _name_axes(plot: PlotSpec, panel: Panel, ax: Axes, span: tuple[float, float]
         ax.set_title(plot.label(panel.value))
     if plot.unit == "%":
         ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def draw_line(line: Line, ax: Axes) -> None:
+    """One series: measured, the paper's, absent."""
+    _draw_measured(line, ax)
+    _draw_paper(line, ax)
+    _draw_absent(line, ax)
 
 
 def _draw_measured(line: Line, ax: Axes) -> None:
@@ -164,7 +171,7 @@ def _draw_absent(line: Line, ax: Axes) -> None:
             ax.plot([x + line.shift], [low + 0.025 * (high - low)], clip_on=False, zorder=4, **look)
 
 
-def _legend(figure: Figure, canvas: Canvas, series: Sequence[str], found: Sequence[Cell]) -> None:
+def legend(figure: Figure, canvas: Canvas, series: Sequence[str], found: Sequence[Cell]) -> None:
     """Entries for what occurs, and for nothing else."""
     plot = figure.plot
     looks = zip(series, style.PALETTE * len(series), style.MARKERS * len(series), strict=False)

@@ -16,7 +16,10 @@ COMMANDS = (
     "calibrate", "completion", "diff", "doctor", "list", "model", "plot", "report", "run", "serve", "storage",
     "trace",
 )  # fmt: skip
-FIGURES = "".join(f"plain,figure{number}\n" for number in (7, 8, 9, 11, "13a", "13b", 13))
+OF_HYDRASERVE = (7, 8, 9, "13a", "13b")
+OF_LLUMNIX = ("10a", "10b", 12, 13, "14a", "14b", 15)
+FIGURES = "".join(f"plain,figure{number}\n" for number in (*OF_HYDRASERVE, *OF_LLUMNIX, 10, 14))
+"""Bare names: not ``figure11``, which both papers have."""
 POINTS = [f"pair=llama2-13b-v100,step={step}" for step in ("vllm", "prefetch", "stream", "overlap", "parallel")]
 
 

@@ -19,17 +19,17 @@ BREAKDOWN_TOML: Cases = [
         "testbd = ",
         (
             ", testbd: unknown key. Did you mean testbed? Known: backend, cache_gb, cache_gib, deployments, "
-            "exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, sources, system, "
-            "testbed, title, when, workload"
+            "exclude, gpu, grid, include, live, max_servers, measure, model, policy, scale, seconds_per_point, "
+            "sets, sources, system, testbed, title, when, workload"
         ),
     ),
     (
         "repeats ",
         "repeat ",
         (
-            ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: applications, arrivals, duration, "
-            "first_after, gap, kind, num_requests, output, output_tokens, phase, prepare, prepare_output_tokens, "
-            "prompt, prompt_tokens, repeats, trace"
+            ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: applications, arrivals, "
+            "duration, first_after, gap, high_priority_share, kind, lengths, num_requests, output, output_tokens, phase, "
+            "prepare, prepare_output_tokens, prompt, prompt_tokens, repeats, trace"
         ),
     ),
     ("repeats       = 3", 'repeats = "three"', ", workload.repeats: expected an integer, got 'three'"),
@@ -40,7 +40,7 @@ BREAKDOWN_TOML: Cases = [
         'testbed = "testbed_l"',
         (
             ", testbed: unknown testbed 'testbed_l'. Did you mean testbed_i or testbed_ii? Known: testbed_i, "
-            "testbed_ii, live_cpu, live_h200"
+            "testbed_ii, live_cpu, live_cpu_far, live_h200"
         ),
     ),
     (
@@ -71,7 +71,8 @@ BREAKDOWN_TOML: Cases = [
         (
             ", system: unknown system 'serverles_vllm'. Did you mean serverless_vllm or serverlessllm? "
             "Known: serverless_vllm, serverlessllm, serverlessllm_with_cached_model, "
-            "hydraserve_with_single_worker, hydraserve, hydraserve_with_cache, fixed_instances"
+            "hydraserve_with_single_worker, hydraserve, hydraserve_with_cache, fixed_instances, "
+            "llumnix, llumnix-base, infaas++, round-robin"
         ),
     ),
     ('gpu   = "v100"', 'gpu   = "v1000"', ", gpu: unknown GPU 'v1000'. Did you mean v100? Known: a10, v100, h200, cpu"),
@@ -84,9 +85,9 @@ BREAKDOWN_TOML: Cases = [
         '"llama2-13b" = {',
         '"llama9-13b" = {',
         (
-            ", deployments.llama9-13b: unknown model 'llama9-13b'. Did you mean llama2-13b or llama3-8b "
-            "or llama2-7b? Known: opt-2.7b, opt-6.7b, opt-13b, llama2-7b, llama2-13b, llama3-8b, "
-            "smollm2-135m, falcon-7b"
+            ", deployments.llama9-13b: unknown model 'llama9-13b'. Did you mean llama2-13b or llama-30b "
+            "or llama-7b? Known: opt-2.7b, opt-6.7b, opt-13b, llama2-7b, llama2-13b, llama3-8b, "
+            "smollm2-135m, falcon-7b, llama-7b, llama-30b"
         ),
     ),
     (
@@ -115,8 +116,8 @@ BREAKDOWN_TOML: Cases = [
         "[deployment]",
         (
             ", deployment: unknown key. Did you mean deployments? Known: backend, cache_gb, cache_gib, "
-            "deployments, exclude, gpu, grid, live, max_servers, measure, model, policy, scale, seconds_per_point, "
-            "sources, system, testbed, title, when, workload"
+            "deployments, exclude, gpu, grid, include, live, max_servers, measure, model, policy, scale, "
+            "seconds_per_point, sets, sources, system, testbed, title, when, workload"
         ),
     ),
     ("[when.step.vllm]", "[when.stepp.vllm]", ", when: unknown grid key 'stepp'. Did you mean step? Known: pair, step"),
@@ -131,7 +132,8 @@ BREAKDOWN_TOML: Cases = [
         (
             ", grid.system[0]: unknown system 'hydraserv'. Did you mean hydraserve or hydraserve_with_cache? Known: "
             "serverless_vllm, serverlessllm, serverlessllm_with_cached_model, "
-            "hydraserve_with_single_worker, hydraserve, hydraserve_with_cache, fixed_instances"
+            "hydraserve_with_single_worker, hydraserve, hydraserve_with_cache, fixed_instances, "
+            "llumnix, llumnix-base, infaas++, round-robin"
         ),
     ),
     (
@@ -155,7 +157,7 @@ TESTBEDS_TOML: Cases = [
         'like          = "a10x1"',
         'like = "a10x"',
         " with calibration.toml, server.a10x4.like: expected another server, got 'a10x'. Did you mean a10x1 or v100x4? "
-        "Known: a10x1, v100x4, cpu_process, h200_slice",
+        "Known: a10x1, v100x4, cpu_process, cpu_process_far, h200_slice",
     ),
     (
         'gpu           = "a10"',

@@ -217,7 +217,7 @@ def test_a_group_leaves_out_what_cannot_run_and_says_so(ran: Checkout, tmp_path:
     assert shown.exit_code == 0, shown.output
     assert "left out: hydraserve/hello declares no machine of ours" in shown.stdout
     assert "hydraserve/cold_start: 5 points on sim, about 1." in shown.stdout
-    assert ran.run("hydraserve", "hello", "--profile", profile_file(tmp_path), "--dry-run").exit_code == 2
+    assert ran.run("hydraserve", "hydraserve/hello", "--profile", profile_file(tmp_path), "--dry-run").exit_code == 2
 
 
 def test_a_dry_run_prints_the_notes(tmp_path: Path) -> None:

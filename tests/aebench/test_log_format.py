@@ -59,7 +59,10 @@ def test_fields_that_were_appended_are_the_last_columns() -> None:
     before = ["at", "hook", "action", "detail", "servers", "memory", "from_cache"]
     assert names[names.index("at") :][:7] == before
     worker = ["gpu", "worker_memory", "ready_at", "last_busy_at"]  # a decision's memory is a list
-    assert names[names.index("from_cache") + 1 :] == [*worker, "paused_at", "resumed_at", "reason"]
+    pause = ["paused_at", "resumed_at", "reason"]
+    migration = ["source", "target", "stages", "num_blocks", "downtime", "outcome", "method", "first_stage"]
+    sample = ["num_instances", "num_running", "num_waiting", "num_free_blocks", "num_fragmented_blocks"]
+    assert names[names.index("from_cache") + 1 :] == [*worker, *pause, *migration, *sample]
 
 
 @settings(max_examples=30, deadline=None)
