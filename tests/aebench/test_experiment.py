@@ -28,8 +28,8 @@ BREAKDOWN_TOML: Cases = [
         "repeat ",
         (
             ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: applications, arrivals, "
-            "duration, first_after, gap, high_priority_share, kind, lengths, num_requests, output, output_tokens, phase, "
-            "prepare, prepare_output_tokens, prompt, prompt_tokens, repeats, trace"
+            "duration, first_after, gap, high_priority_share, kind, lengths, num_requests, output, output_tokens, "
+            "phase, prepare, prepare_output_tokens, prompt, prompt_tokens, repeats, trace"
         ),
     ),
     ("repeats       = 3", 'repeats = "three"', ", workload.repeats: expected an integer, got 'three'"),
