@@ -213,7 +213,8 @@ def test_an_error_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_stopped_make_leaves_nothing(tmp_path: Path) -> None:
-    program = (
+    program = (  # whoever started the tests in the background may have had this signal ignored
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from pathlib import Path; from tests.live.checkpoints import make_tiny\n"
         f"make_tiny(Path({str(tmp_path / 'm')!r}), 'llama-100m', layers=400)"
     )
