@@ -126,7 +126,8 @@ class Catalog:
             return declared
         path = declared.path.with_name(f"{declared.name}{LIVE}.toml")
         tables = read_toml(declared.path)
-        tables.pop("paper", None)
+        for key in ("paper", "paper_bars"):
+            tables.pop(key, None)
         merge(tables, read_toml(path) if path.exists() else {})
         return replace(declared, path=path, file=check(FigureFile, tables, path))
 

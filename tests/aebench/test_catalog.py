@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from aebench.catalog import ROOT, ROOT_VARIABLE, Catalog, root_folder
 from aebench.errors import NotFoundError, SpecError
+from aebench.world import World
 from tests.aebench.checkout import make_checkout
 
 IDS = ["hydraserve/figure7", "hydraserve/figure8", "hydraserve/hello"]
@@ -154,3 +155,10 @@ def test_a_broken_file_of_one_paper_is_named_in_the_list_of_all(tmp_path: Path, 
     assert f"cannot be read: ROOT/{name}: not valid TOML" in checkout.short(listed.output)
     assert f"ROOT/{name}: not valid TOML" in checkout.refusal(checkout.aebench("list", "live"))
     assert checkout.run("hydraserve/hello", "--dry-run").exit_code == 0
+
+
+def test_on_this_machine_a_figure_shows_nothing_that_the_paper_measured() -> None:
+    catalog = Catalog(ROOT)
+    (declared,) = catalog.resolve(["hydraserve/figure13a"])
+    here = catalog.figure_in(declared, World(backend="live", device="cpu"))
+    assert (declared.file.paper_bars, here.file.paper_bars) == ("figure13a.csv", None)
