@@ -148,5 +148,7 @@ class System:
     """Whether its testbed must lend whole GPUs instead of slices."""
     summary: str
     """One line for the report."""
+    runs_live: bool = True
+    """Whether the live backend carries out all its actions; it has no migration between instances yet."""
     resident_workers: bool = False
     """Its workers are processes of a cluster that runs already: an interpreter waits on every GPU."""

@@ -50,6 +50,13 @@ class LiveSetup:
     """Of made-up prompts, and of waits for the control plane's loops."""
     workers: WorkerOptions = field(default_factory=WorkerOptions)
 
+    def __post_init__(self) -> None:
+        if not self.system.runs_live:
+            raise LiveError(
+                f"{self.system.name} is simulated only: live workers cannot move a sequence from one instance to "
+                "another yet. Take another system"
+            )
+
     @property
     def served(self) -> Setup:
         """The setup as virtual time knows it."""

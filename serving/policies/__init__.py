@@ -93,6 +93,7 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
+            runs_live=False,
             summary="dispatch by freeness, running sequences migrate live, two classes of priority",
         ),
         System(
@@ -101,6 +102,7 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
+            runs_live=False,
             summary="Llumnix that treats all requests alike",
         ),
         System(
@@ -109,6 +111,7 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
+            runs_live=False,
             summary="dispatch by Llumnix's freeness, no migration",
         ),
         System(
@@ -117,6 +120,7 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
+            runs_live=False,
             summary="each request to the instance that got the fewest so far, no migration",
         ),
     )
