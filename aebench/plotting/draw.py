@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -91,55 +92,18 @@ def _write(path: Path, content: bytes) -> Path:
     return path
 
 
-def _bars(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import bars
+def _by_module(name: str) -> Kind:
+    """What draws a kind: its module of the same name, imported when one is drawn."""
 
-    return bars.draw(figure, found, caption)
+    def draw_kind(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
+        canvas: Canvas = import_module(f"aebench.plotting.{name}").draw(figure, found, caption)
+        return canvas
 
-
-def _lines(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import lines
-
-    return lines.draw(figure, found, caption)
-
-
-def _ratio_bars(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import ratio_bars
-
-    return ratio_bars.draw(figure, found, caption)
-
-
-def _log_lines(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import log_lines
-
-    return log_lines.draw(figure, found, caption)
-
-
-def _line_grid(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import line_grid
-
-    return line_grid.draw(figure, found, caption)
-
-
-def _over_time(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import over_time
-
-    return over_time.draw(figure, found, caption)
-
-
-def _trade_off(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
-    from aebench.plotting import trade_off
-
-    return trade_off.draw(figure, found, caption)
+    return draw_kind
 
 
 KINDS: dict[str, Kind] = {
-    "bars": _bars,
-    "lines": _lines,
-    "log_lines": _log_lines,
-    "ratio_bars": _ratio_bars,
-    "line_grid": _line_grid,
-    "over_time": _over_time,
-    "trade_off": _trade_off,
+    name: _by_module(name)
+    for name in ("bars", "lines", "log_lines", "ratio_bars", "line_grid", "over_time", "trade_off")
 }
 """How each ``plot.kind`` is drawn; a kind's module is imported when one is drawn."""

@@ -21,26 +21,16 @@ from serving.core.cluster import Cluster
 from serving.core.hardware import GPU, Server
 from serving.core.instance import Instance, Phase
 from serving.core.request import Sequence
-from serving.core.stages import Loader, Stage, StageGraph, Work
+from serving.core.stages import StageGraph
 from serving.policies.llumnix_config import LlumnixConfig
 from serving.policies.llumnix_freeness import Report, dispatch_freeness, migration_freeness, report_of
 from serving.policies.llumnix_pairing import Standing, leaving, narrows, pairs
 from serving.policies.llumnix_scaling import missing, share_of, superfluous
+from serving.policies.starts import SERIAL_START
 from serving.units import Seconds
 
 THERE = StageGraph(stages=())
 """Of an instance that serves already when the run begins."""
-ENGINE_START = StageGraph(
-    stages=(
-        Stage(name="container"),
-        Stage(name="libraries", after=("container",)),
-        Stage(name="context", after=("libraries",)),
-        Stage(name="fetch", work=Work.FETCH, after=("context",)),
-        Stage(name="load", work=Work.LOAD, after=("fetch",), loader=Loader.ENGINE),
-        Stage(name="profile", work=Work.PROFILE, after=("load",)),
-        Stage(name="engine", after=("profile",)),
-    )
-)
 MAX_FAILURES = 3
 """Starts that may fail in a row before the next one waits for a request."""
 
@@ -142,7 +132,7 @@ class Llumnix:
         num_missing = service.num_wanted - num_there
         if num_missing <= 0 or service.num_failures >= MAX_FAILURES:
             return []
-        graph = THERE if self.config.there_at_start and not service.has_begun else ENGINE_START
+        graph = THERE if self.config.there_at_start and not service.has_begun else SERIAL_START
         service.has_begun = True
         free = _free_gpus(cluster) if free is None else free
         ours, free[:] = free[:num_missing], free[num_missing:]

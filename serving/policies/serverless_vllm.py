@@ -12,24 +12,12 @@ from serving.core.actions import Action, Launch
 from serving.core.cluster import Cluster
 from serving.core.instance import Instance
 from serving.core.request import Sequence
-from serving.core.stages import Loader, Stage, StageGraph, Work
 from serving.policies.autoscale import hand_out, retire_idle, workers_wanted
 from serving.policies.continuous import Batching
 from serving.policies.knobs import knob
 from serving.policies.placement import FreeMemory, slice_size
+from serving.policies.starts import SERIAL_START
 from serving.units import GB, Bytes, Seconds, Tokens
-
-SERIAL_START = StageGraph(
-    stages=(
-        Stage(name="container"),
-        Stage(name="libraries", after=("container",)),
-        Stage(name="context", after=("libraries",)),
-        Stage(name="fetch", work=Work.FETCH, after=("context",)),
-        Stage(name="load", work=Work.LOAD, after=("fetch",), loader=Loader.ENGINE),
-        Stage(name="profile", work=Work.PROFILE, after=("load",)),
-        Stage(name="engine", after=("profile",)),
-    )
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Figures of several metrics: cells and errors metric by metric, the grid of panels, the trade-off, a run over time."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
@@ -156,7 +157,7 @@ def test_the_course_of_a_run_is_a_line_a_series_that_ends_with_the_run() -> None
     assert describe_run(backend="sim", seeds=[0, 1], kind="over_time") == "Simulated; seeds 0, 1; lines are means."
 
 
-def test_the_same_input_gives_the_same_grid(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_same_input_gives_the_same_grid(tmp_path: Path) -> None:
     figure = make_figure(table(), plot=PLOT)
     first, second = (draw(figure, table(), tmp_path / name, calibrated=never, caption="c") for name in ("a", "b"))
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]

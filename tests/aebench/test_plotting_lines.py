@@ -1,6 +1,7 @@
 """Lines drawn: what is joined and what is not, how measured, paper's, absent and shipped points look, and the axes."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
@@ -214,7 +215,7 @@ def test_words_on_the_x_axis_are_refused() -> None:
     )
 
 
-def test_every_format_is_the_same_for_the_same_input(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_every_format_is_the_same_for_the_same_input(tmp_path: Path) -> None:
     figure = make_figure(table(8), plot=PLOT)
     first = draw(figure, table(2, 8), tmp_path / "one", calibrated=never, caption="c")
     second = draw(figure, table(2, 8).sample(frac=1, random_state=1), tmp_path / "two", calibrated=never, caption="c")

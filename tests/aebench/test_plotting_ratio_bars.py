@@ -1,5 +1,6 @@
 """Ratio bars drawn: their order, colours and means, and the paper's bars as a distribution that is no cell's."""
 
+from pathlib import Path
 from statistics import fmean
 
 import matplotlib as mpl
@@ -118,7 +119,7 @@ def test_the_papers_bars_are_nobodys_paper_value() -> None:
     assert all(cell.paper is None and cell.error is None for cell in found)
 
 
-def test_a_run_without_these_points_shows_the_paper_alone(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_run_without_these_points_shows_the_paper_alone(tmp_path: Path) -> None:
     bars, boxes = drawn(table({}), PAPER).axes
     assert not bars.patches
     assert [text.get_text() for text in bars.texts] == ["absent: not run"]

@@ -175,5 +175,5 @@ def test_a_run_killed_at_any_moment_resumes_to_the_same_summary(tmp_path: Path, 
 def test_the_recorded_command_has_no_place_of_this_machine() -> None:
     from aebench.workflow import _shareable
 
-    assert _shareable(("run", "figure7", "--log-path", "/tmp/x", "--runs", "5")) == ("run", "figure7", "--runs", "5")
-    assert _shareable(("run", "--log-path=/tmp/x", "figure7")) == ("run", "figure7")
+    assert _shareable(("run", "figure7", "--log-path", "elsewhere", "--runs", "5")) == ("run", "figure7", "--runs", "5")
+    assert _shareable(("run", "--log-path=elsewhere", "figure7")) == ("run", "figure7")
