@@ -94,7 +94,7 @@ def _lines(found: "Calibration") -> Iterator[str]:
         f"{name} {getattr(startup, name):.3f} s" for name in ("container", "libraries", "context", "engine")
     )
     yield f"  first step       {1e3 * startup.first_step:.1f} ms"
-    yield f"  jitter           {startup.jitter:.3f}, cores {startup.host_cores:g}"
+    yield f"  jitter           {startup.jitter:.3f}, starts at once share {startup.host_cores:.3g} cores"
     if startup.jitter > RESTLESS:
         yield "  Starts differed a lot from each other: was the machine busy with something else? Then measure again."
     yield (

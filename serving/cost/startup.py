@@ -24,8 +24,8 @@ class StartupCosts:
     jitter: float
     """Coefficient of variation of the timed stages."""
     host_cores: float | None = None
-    """Cores that the testbed's servers share, as logical servers of one machine do: each timed stage wants one.
-    None: a core is always free."""
+    """Cores that the testbed's servers share, as logical servers of one machine do: each timed stage wants one. A
+    measured profile has as many as starts at once were worth. None: a core is always free."""
 
     def timed(self, stage: str) -> Seconds:
         """Time of the stage of that name."""

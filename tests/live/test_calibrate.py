@@ -94,10 +94,27 @@ def test_the_starts_of_a_simulated_machine_come_out_as_they_went_in(found: Measu
 
 
 def test_starts_at_once_share_the_cores_in_the_prediction_as_they_did(found: Measurements) -> None:
-    (check,) = measure._start_check(Checkpoint.open(tiny_model(2)), 4, PROFILE, found)
+    (check,) = measure._start_checks(Checkpoint.open(tiny_model(2)), 4, PROFILE, found)
     assert check.error == pytest.approx(0.0, abs=1e-6)
     alone = sum(getattr(PROFILE.startup, name) for name in ("container", "libraries", "context", "engine"))
-    assert check.predicted == pytest.approx(2 * alone, rel=0.01)  # four on two cores
+    assert check.predicted == pytest.approx(alone, rel=0.01)  # two on two cores
+    for stages in found.starts_at_once:
+        took = stages["engine"].ended_at - stages["container"].started_at
+        assert took == pytest.approx(2 * alone, rel=0.01)  # four on two cores
+
+
+def test_starts_that_wait_for_each_other_have_fewer_cores_than_the_machine(found: Measurements) -> None:
+    def as_if_in(times_alone: float) -> float:
+        """The cores, when each of four starts at once took so many times as long as alone."""
+        crowded = {
+            name: replace(stage, ended_at=stage.started_at + times_alone * (stage.ended_at - stage.started_at))
+            for name, stage in found.starts[0].items()
+        }
+        return startup_costs(replace(found, starts_at_once=[crowded] * 4), 16).host_cores or 0.0
+
+    assert as_if_in(1.6) == pytest.approx(2.5)
+    assert as_if_in(1.04) == 16  # none waits
+    assert as_if_in(9.0) == 1
 
 
 def test_prompts_are_measured_up_to_the_first_that_is_long(found: Measurements) -> None:
@@ -159,7 +176,7 @@ def test_the_command_writes_a_profile_that_a_run_takes(tmp_path: Path) -> None:
     assert [count for count, _ in profile.steps.prefill] == [1, 4, 16, 64, 256]
     assert len(profile.steps.slowdown) == 2
     assert 0 < profile.startup.container < profile.startup.libraries
-    assert profile.startup.host_cores == len(os.sched_getaffinity(0))
+    assert 1 <= (profile.startup.host_cores or 0) <= len(os.sched_getaffinity(0))
     assert list(tmp_path.iterdir()) == [out]
     assert (profile.threads, profile.quick) == (1, True)
 

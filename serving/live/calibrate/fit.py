@@ -15,6 +15,8 @@ from serving.units import BytesPerSecond, Seconds, us
 TIMED = ("container", "libraries", "context", "engine")
 """Stages of a start that take a time, not a rate."""
 MODEL = "measured"
+CROWDED = 1.05
+"""Starts at once that take no more than so many times as long as one alone have had a core each."""
 SHORT: Seconds = 10e-3
 """Stages below it do not enter the jitter: theirs is that of the clock's thread."""
 
@@ -44,8 +46,10 @@ class Measurements:
     """LOAD stages with the direct loader."""
     first_steps: list[Seconds] = field(default_factory=list)
     """What a process's first step took longer than the next."""
-    started_at_once: list[Seconds] = field(default_factory=list)
-    """From launch to ready of each of some instances launched together."""
+    starts_at_once: list[dict[str, StageRecord]] = field(default_factory=list)
+    """Stages of the starts of some instances launched together, one worker each."""
+    starts_of_two: list[Seconds] = field(default_factory=list)
+    """From launch to ready of each of two launched together, which the fit does not look at."""
 
 
 def step_table(found: Measurements) -> StepTable:
@@ -75,8 +79,20 @@ def startup_costs(found: Measurements, num_cores: int) -> StartupCosts:
         first_step=max(0.0, statistics.median(found.first_steps)),
         engine_load_rate=rate(found.engine_loads),
         jitter=pooled_variation(times.values()),
-        host_cores=float(num_cores),
+        host_cores=_cores(found, num_cores),
     )
+
+
+def _cores(found: Measurements, num_cores: int) -> float:
+    """As many cores as starts at once behave as if they had. Processes that import the same files and map much memory
+    wait for each other in the kernel too, on some machines long before the cores run out."""
+    if not found.starts_at_once:
+        return float(num_cores)
+    alone = sum(statistics.median(_duration(start[name]) for start in found.starts) for name in TIMED)
+    longer = statistics.fmean(sum(_duration(s[name]) for name in TIMED) for s in found.starts_at_once) / alone
+    if longer <= CROWDED:
+        return float(num_cores)
+    return min(float(num_cores), max(1.0, len(found.starts_at_once) / longer))
 
 
 def rate(moves: Iterable[StageRecord]) -> BytesPerSecond:

@@ -3,7 +3,7 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -20,6 +20,7 @@ from serving.live.calibrate.fit import Measurements, predicted, rate, startup_co
 from serving.live.calibrate.shapes import Shape, Shapes
 from serving.live.checkpoint import Checkpoint
 from serving.live.fleet import WorkerOptions
+from serving.records import StageRecord
 from serving.units import Seconds, ms
 
 LONG: Seconds = 1.0
@@ -107,7 +108,7 @@ def calibrate(folder: Path, options: Options, tell: Tell) -> Calibration:
     profile = _profile(checkpoint, options, found)
     return Calibration(
         profile=profile,
-        checks=(*_step_checks(profile, found), *_start_check(checkpoint, num_servers, profile, found)),
+        checks=(*_step_checks(profile, found), *_start_checks(checkpoint, num_servers, profile, found)),
         took=time.monotonic() - began,
     )
 
@@ -128,6 +129,9 @@ class Measuring:
             self.tell(f"start {index + 1} of {effort.num_starts}, one worker alone")
             yield from self._start_alone(Loader.ENGINE if index % 2 else Loader.DIRECT)
         number = max(effort.num_at_once, self.options.num_instances)
+        if number > 2:
+            self.tell("start of 2 workers at once")
+            yield from self._start_two()
         self.tell(f"start of {number} workers at once")
         instances = yield from self._start_together(number)
         yield from self.bench.retire(instances[self.options.num_instances :])
@@ -146,11 +150,16 @@ class Measuring:
         yield from self._first_step(instances[0])
         yield from self.bench.retire(instances)
 
+    def _start_two(self) -> FlowBody:
+        instances = yield from self.bench.launch(serial_start(Loader.DIRECT), 2)
+        self.found.starts_of_two += [_from_launch_to_ready(self.bench.stages(instance)) for instance in instances]
+        yield from self.bench.retire(instances)
+
     def _start_together(self, number: int) -> FlowBody:
         instances = yield from self.bench.launch(serial_start(Loader.DIRECT), number)
         for instance in instances:
             stages = self.bench.stages(instance)
-            self.found.started_at_once.append(stages["engine"].ended_at - stages["container"].started_at)
+            self.found.starts_at_once.append(stages)
             yield from self.bench.step(instance, FIRST)
         return instances
 
@@ -246,22 +255,22 @@ def _in_words(shape: Shape) -> str:
     return "step of " + ", ".join(parts)
 
 
-def _start_check(checkpoint: Checkpoint, num_servers: int, profile: Profile, found: Measurements) -> list[Check]:
-    """Starts at once, beside the same in virtual time, where timed stages share the cores."""
-    number = len(found.started_at_once)
+def _start_checks(checkpoint: Checkpoint, num_servers: int, profile: Profile, found: Measurements) -> list[Check]:
+    """Two starts at once, beside the same in virtual time, where timed stages share the cores."""
+    if not found.starts_of_two:
+        return []
     bench = simulated_bench(checkpoint, num_servers, profile)
 
     def starts() -> FlowBody:
-        instances = yield from bench.launch(serial_start(Loader.DIRECT), number)
-        stages = [bench.stages(instance) for instance in instances]
-        return [each["engine"].ended_at - each["container"].started_at for each in stages]
+        instances = yield from bench.launch(serial_start(Loader.DIRECT), 2)
+        return [_from_launch_to_ready(bench.stages(instance)) for instance in instances]
 
     simulated = bench.run(starts())
     mean = statistics.fmean
     return [
-        Check(
-            name=f"start, one of {number} at once",
-            measured=mean(found.started_at_once),
-            predicted=mean(simulated),
-        )
+        Check(name="start, one of 2 at once", measured=mean(found.starts_of_two), predicted=mean(simulated)),
     ]
+
+
+def _from_launch_to_ready(stages: Mapping[str, StageRecord]) -> Seconds:
+    return stages["engine"].ended_at - stages["container"].started_at
