@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from serving.units import BytesPerSecond, Seconds
+from serving.units import Bytes, BytesPerSecond, Seconds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,13 +26,16 @@ class StartupCosts:
     host_cores: float | None = None
     """Cores that the testbed's servers share, as logical servers of one machine do: each timed stage wants one. A
     measured profile has as many as starts at once were worth. None: a core is always free."""
+    build_rate: BytesPerSecond | None = None
+    """Rate at which engine construction goes over the worker's weights, beside what ``engine`` says, since it packs
+    matrices; None: a stage of a pipeline takes as long as a whole model."""
 
-    def timed(self, stage: str) -> Seconds:
-        """Time of the stage of that name."""
+    def timed(self, stage: str, weights: Bytes) -> Seconds:
+        """Time of the stage of that name in a worker with so many bytes of weights."""
         times = {
             "container": self.container,
             "libraries": self.libraries,
             "context": self.context,
-            "engine": self.engine,
+            "engine": self.engine + (weights / self.build_rate if self.build_rate else 0.0),
         }
         return times[stage]

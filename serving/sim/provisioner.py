@@ -75,7 +75,7 @@ class SimProvisioner:
         if stage.period:
             return self._stream(stage.name).uniform(0.0, stage.period)
         sigma = sqrt(log(1 + costs.jitter**2))
-        return costs.timed(stage.name) * self._stream(stage.name).lognormvariate(-(sigma**2) / 2, sigma)
+        return costs.timed(stage.name, worker.weights) * self._stream(stage.name).lognormvariate(-(sigma**2) / 2, sigma)
 
     def _forward(self, instance: Instance, worker: Worker) -> Seconds:
         num_rows, engine = instance.max_step_tokens, self._engines.get(worker.server.kind)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,7 +22,7 @@ from serving.live.calibrate.measure import QUICK, Effort, Measuring, Options
 from serving.live.calibrate.shapes import Shape, Shapes
 from serving.live.checkpoint import Checkpoint
 from serving.live.errors import LiveError
-from serving.units import GB, ms, us
+from serving.units import GB, MB, ms, us
 from tests.live.served import left_over, tiny_model
 
 STEPS = StepTable(
@@ -52,6 +53,7 @@ PROFILE = Profile(
         engine_load_rate=0.5 * GB,
         jitter=0.0,
         host_cores=2.0,
+        build_rate=1 * MB,
     ),
     fetch_rate=1.5 * GB,
     load_rate=0.8 * GB,
@@ -86,7 +88,16 @@ def test_the_steps_of_a_simulated_machine_come_out_as_they_went_in(found: Measur
 
 def test_the_starts_of_a_simulated_machine_come_out_as_they_went_in(found: Measurements) -> None:
     costs = startup_costs(found, 2)
-    for name in ("container", "libraries", "context", "engine", "first_step", "engine_load_rate", "host_cores"):
+    for name in (
+        "container",
+        "libraries",
+        "context",
+        "engine",
+        "first_step",
+        "engine_load_rate",
+        "host_cores",
+        "build_rate",
+    ):
         assert getattr(costs, name) == pytest.approx(getattr(PROFILE.startup, name), rel=1e-6), name
     assert costs.jitter == pytest.approx(0.0, abs=1e-9)
     assert rate(found.direct_loads) == pytest.approx(PROFILE.load_rate, rel=1e-6)
@@ -96,7 +107,8 @@ def test_the_starts_of_a_simulated_machine_come_out_as_they_went_in(found: Measu
 def test_starts_at_once_share_the_cores_in_the_prediction_as_they_did(found: Measurements) -> None:
     (check,) = measure._start_checks(Checkpoint.open(tiny_model(2)), 4, PROFILE, found)
     assert check.error == pytest.approx(0.0, abs=1e-6)
-    alone = sum(getattr(PROFILE.startup, name) for name in ("container", "libraries", "context", "engine"))
+    names = ("container", "libraries", "context", "engine")
+    alone = sum(PROFILE.startup.timed(name, found.weights) for name in names)
     assert check.predicted == pytest.approx(alone, rel=0.01)  # two on two cores
     for stages in found.starts_at_once:
         took = stages["engine"].ended_at - stages["container"].started_at
@@ -144,9 +156,25 @@ def test_attention_costs_are_never_negative(found: Measurements) -> None:
     assert (table.context, table.pairs, table.hop, table.slowdown) == (0.0, 0.0, 0.0, (((1, 1.0),),))
 
 
-def test_jitter_pools_over_stages_and_leaves_out_those_of_no_length() -> None:
-    assert pooled_variation([[1.0, 1.0], [0.9, 1.1]]) == pytest.approx(0.1)  # of 0 and 0.2 / sqrt 2
-    assert pooled_variation([[1e-4, 9e-4], [5.0]]) == 0.0
+def test_jitter_gives_the_sum_of_stages_its_variance() -> None:
+    assert pooled_variation([[3.0, 3.0], [3.8, 4.2]]) == pytest.approx(0.2 * 2**0.5 / 5)  # of a sum of squares of 25
+    assert pooled_variation([[2.0, 2.2], [1e-3, 9e-3]]) < 0.07  # a stage of no length hardly matters
+    assert pooled_variation([[5.0]]) == pooled_variation([]) == 0.0
+
+
+def test_an_engine_that_takes_as_long_for_a_stage_has_no_rate(found: Measurements) -> None:
+    costs = startup_costs(replace(found, stage_engine=(0.5 * found.weights, 9.0)), 2)
+    assert costs.build_rate is None and costs.engine == pytest.approx(statistics.median(engine_times(found)))
+
+
+def test_an_engine_takes_no_negative_time_beside_its_weights(found: Measurements) -> None:
+    costs = startup_costs(replace(found, stage_engine=(0.5 * found.weights, 1e-6)), 2)
+    assert costs.engine == pytest.approx(0.0, abs=1e-12)
+    assert costs.timed("engine", found.weights) == pytest.approx(statistics.median(engine_times(found)))
+
+
+def engine_times(found: Measurements) -> list[float]:
+    return [start["engine"].ended_at - start["engine"].started_at for start in found.starts]
 
 
 def test_a_model_with_few_positions_gets_shapes_that_fit() -> None:

@@ -130,6 +130,8 @@ class Bench:
 
         self.orders.on_ready_instance = arrived
         free = [(s, g) for s in self.control.cluster.servers for g in s.gpus if g.memory.used == 0]
+        if len(free) < count * num_stages:
+            raise LiveError(f"{count} instances of {num_stages} stages need more than the {len(free)} free GPUs here")
         for index in range(count):
             places = free[index * num_stages : (index + 1) * num_stages]
             placements = tuple(Placement(server=s, gpu=g, memory=g.memory.capacity) for s, g in places)

@@ -10,15 +10,13 @@ from serving.cost.profile import Beside, Curve, Factors, StepTable
 from serving.cost.startup import StartupCosts
 from serving.live.calibrate.shapes import Shape, Shapes
 from serving.records import StageRecord
-from serving.units import BytesPerSecond, Seconds, us
+from serving.units import Bytes, BytesPerSecond, Seconds, us
 
 TIMED = ("container", "libraries", "context", "engine")
 """Stages of a start that take a time, not a rate."""
 MODEL = "measured"
 CROWDED = 1.05
 """Starts at once that take no more than so many times as long as one alone have had a core each."""
-SHORT: Seconds = 10e-3
-"""Stages below it do not enter the jitter: theirs is that of the clock's thread."""
 
 Times = Mapping[Shape, Sequence[Seconds]]
 
@@ -48,6 +46,10 @@ class Measurements:
     """What a process's first step took longer than the next."""
     starts_at_once: list[dict[str, StageRecord]] = field(default_factory=list)
     """Stages of the starts of some instances launched together, one worker each."""
+    weights: Bytes = 0.0
+    """Of a worker with the whole model."""
+    stage_engine: tuple[Bytes, Seconds] | None = None
+    """Weights of a pipeline stage, and what construction of its engine took; None: the model cannot be cut."""
     starts_of_two: list[Seconds] = field(default_factory=list)
     """From launch to ready of each of two launched together, which the fit does not look at."""
 
@@ -71,16 +73,28 @@ def startup_costs(found: Measurements, num_cores: int) -> StartupCosts:
     """The times of a start."""
     times = {name: [_duration(start[name]) for start in found.starts] for name in TIMED}
     medians = {name: statistics.median(values) for name, values in times.items()}
+    engine, build_rate = _building(medians["engine"], found)
     return StartupCosts(
         container=medians["container"],
         libraries=medians["libraries"],
         context=medians["context"],
-        engine=medians["engine"],
+        engine=engine,
         first_step=max(0.0, statistics.median(found.first_steps)),
         engine_load_rate=rate(found.engine_loads),
         jitter=pooled_variation(times.values()),
         host_cores=_cores(found, num_cores),
+        build_rate=build_rate,
     )
+
+
+def _building(whole: Seconds, found: Measurements) -> tuple[Seconds, BytesPerSecond | None]:
+    """What engine construction takes whatever the weights, and its rate over them: a line through the whole model's
+    time and a stage's, neither below 0. None as rate when a stage took no less."""
+    if found.stage_engine is None:
+        return whole, None
+    weights, took = found.stage_engine
+    per_byte = min((whole - took) / (found.weights - weights), whole / found.weights)
+    return (whole - per_byte * found.weights, 1 / per_byte) if per_byte > 0 else (whole, None)
 
 
 def _cores(found: Measurements, num_cores: int) -> float:
@@ -101,13 +115,11 @@ def rate(moves: Iterable[StageRecord]) -> BytesPerSecond:
 
 
 def pooled_variation(groups: Iterable[Sequence[Seconds]]) -> float:
-    """Coefficient of variation, pooled over groups of times: the root of the mean square of each group's."""
-    variations = [
-        statistics.stdev(group) / statistics.fmean(group)
-        for group in groups
-        if len(group) > 1 and statistics.fmean(group) >= SHORT
-    ]
-    return min(0.99, float(np.sqrt(np.mean(np.square(variations))))) if variations else 0.0
+    """Coefficient of variation, pooled over groups of times such that, as every group's, it gives their sum the
+    variance that it has: long stages count for more. Groups of one time say nothing."""
+    known = [group for group in groups if len(group) > 1]
+    squares = sum(statistics.fmean(group) ** 2 for group in known)
+    return min(0.99, float(np.sqrt(sum(map(statistics.variance, known)) / squares))) if squares else 0.0
 
 
 def predicted(table: StepTable, shape: Shape, num_stages: int = 1) -> Seconds:

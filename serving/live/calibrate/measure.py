@@ -28,6 +28,8 @@ LONG: Seconds = 1.0
 BRISK: Seconds = 50 * ms
 """Steps below it are repeated more often, at no cost."""
 FIRST = Shape.prompt(32)
+NUM_IN_HOPS = 3
+"""Workers of an instance of one stage, and of one of two."""
 HOPPING = (Shape.decode(1), Shape.decode(8), Shape.prompt(64))
 
 Tell = Callable[[str], None]
@@ -102,7 +104,7 @@ def calibrate(folder: Path, options: Options, tell: Tell) -> Calibration:
     workers = WorkerOptions(
         device=options.device, num_devices=options.num_devices, threads=options.threads, max_blocks=None
     )
-    num_servers = max(2, effort.num_at_once, options.num_instances)
+    num_servers = max(NUM_IN_HOPS, effort.num_at_once, options.num_instances)
     with live_bench(checkpoint, num_servers, workers) as bench:
         bench.run(Measuring(bench, options, found, tell).everything(_can_split(checkpoint)))
     profile = _profile(checkpoint, options, found)
@@ -203,6 +205,9 @@ class Measuring:
         others = [instance for instance in self.bench.control.cluster.instances if instance is not whole]
         yield from self.bench.retire(others)
         (cut,) = yield from self.bench.launch(serial_start(Loader.DIRECT), 1, num_stages=2)
+        engine = self.bench.stages(cut)["engine"]
+        self.found.weights = whole.workers[0].weights
+        self.found.stage_engine = cut.workers[0].weights, engine.ended_at - engine.started_at
         for shape in HOPPING:
             yield from self.bench.step(cut, shape)
         for _ in range(self.options.effort.repeats):
