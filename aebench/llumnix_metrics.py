@@ -31,8 +31,8 @@ def preemption_loss(requests: Sequence[RequestRecord]) -> float:
 
 
 def decode_execution(requests: Sequence[RequestRecord]) -> float:
-    """Mean over the finished requests of the durations of all steps that they were in."""
-    return mean_of(lambda request: None if request.finished_at is None else request.computed_for)(requests)
+    """Mean over the finished requests of the durations of all steps that they were in; a log may not keep them."""
+    return mean_of(lambda request: None if request.finished_at is None else request.computed_for or None)(requests)
 
 
 def samples_of_run(observed: Observed) -> Sequence[SampleRecord]:

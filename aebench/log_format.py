@@ -1,16 +1,14 @@
 """The format of a point's log: a header and records, as JSON lines or as one zstd Parquet file.
 
 Line 1 of the JSON lines is the header, every further line one record. The Parquet file holds the same rows
-as columns (the fields of all record types, ``kind`` first) and the header in its schema metadata. pyarrow
+as columns (the fields of all record types, ``kind`` first) and the header in its schema metadata. Where times are
+rounded it holds them as ``aebench.ticks``, and the rows kind by kind, requests by id (docs/adr/0013). pyarrow
 is imported where it is used, because a worker needs it only at the end of its first point.
 """
 
 import dataclasses
-import functools
 import io
-import itertools
 import json
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,8 +17,10 @@ from typing import Any, BinaryIO, Self
 
 from aebench.errors import LogError
 from aebench.point import GridValue, Point
-from aebench.record_columns import COLUMNS, REQUIRED, TUPLES, Row, check_fields, decode, plain
-from serving.records import RECORD_TYPES, Record
+from aebench.record_columns import COLUMNS, REQUIRED, TUPLES, Row, check_fields, decode
+from aebench.sealed_columns import arrow_schema, column_values, in_order, in_seconds, in_ticks, tick_schema, writing
+from aebench.ticks import TIMES, Ticks
+from serving.records import Record
 
 SCHEMA = 1
 """Version of everything in a log: ``run.json``, JSON lines, Parquet."""
@@ -29,8 +29,9 @@ UPGRADES: dict[int, Callable[[Row], Row]] = {}
 """Schema n -> the step from n to n + 1, for one row: a record, a ``point`` header or the ``run`` itself."""
 
 _CHUNK_BYTES = 16 << 20
-_ZSTD_LEVEL = 9
 _METADATA_KEY = b"aebench"
+_IN_TICKS_KEY = b"aebench in ticks"
+"""The header's key where times are in ticks: who does not know ticks finds no header, rather than wrong times."""
 Only = Mapping[str, Sequence[str]]
 """Values by column: of the rows that have something in the column, those with one of these are read."""
 NO_MATTER: Only = {}
@@ -88,11 +89,15 @@ class Header:
         return _encode({"kind": "point", **dataclasses.asdict(self)}).encode()
 
 
-def encode(record: Record) -> bytes:
-    """One record as a JSON object, ``kind`` first, then the fields in order."""
+def encode(record: Record, time_digits: int | None = None) -> bytes:
+    """One record as a JSON object, ``kind`` first, then the fields in order; times rounded to so many digits."""
     row: Row = {"kind": record.kind}
     for name, column in COLUMNS[type(record)].items():
-        row[column] = getattr(record, name)
+        value = getattr(record, name)
+        if time_digits is not None and value is not None and column in TIMES:
+            is_tuple = type(value) is tuple
+            value = [round(v, time_digits) for v in value] if is_tuple else round(value, time_digits)
+        row[column] = value
     return _encode(row).encode()
 
 
@@ -126,47 +131,25 @@ def _object(line: bytes, where: str) -> Row:
     return row
 
 
-def _arrow_type(annotation: Any) -> Any:
-    """The Parquet type of a record field; every column may be null, since a row fills only its kind's."""
-    import pyarrow as pa
-
-    annotation = plain(annotation)
-    if typing.get_origin(annotation) is tuple:
-        return pa.list_(_arrow_type(typing.get_args(annotation)[0]))
-    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[annotation]
-
-
-@functools.cache
-def arrow_schema() -> Any:
-    """The columns of a sealed point, from the record types: ``kind``, then their fields in order."""
-    import pyarrow as pa
-
-    columns = {"kind": pa.string()}
-    for record_type in RECORD_TYPES.values():
-        hints = typing.get_type_hints(record_type)
-        for name, column in COLUMNS[record_type].items():
-            columns[column] = _arrow_type(hints[name])
-    return pa.schema(columns)
-
-
-def write_parquet(lines: BinaryIO, header: Header, target: BinaryIO) -> None:
+def write_parquet(lines: BinaryIO, header: Header, target: BinaryIO, ticks: Ticks | None = None) -> None:
     """Copies records from JSON lines (behind their header) into a Parquet file, some megabytes at a time."""
-    import pyarrow as pa
     import pyarrow.json as pj
     import pyarrow.parquet as pq
 
-    schema = arrow_schema().with_metadata({_METADATA_KEY: header.encode()})
-    parsing = pj.ParseOptions(explicit_schema=schema, unexpected_field_behavior="error")
-    times = [field.name for field in schema if pa.types.is_floating(field.type)]  # their bytes are alike place by place
-    encoding = {"use_byte_stream_split": times, "use_dictionary": [name for name in schema.names if name not in times]}
-    writer = pq.ParquetWriter(
-        target, schema, compression="zstd", compression_level=_ZSTD_LEVEL, write_page_checksum=True, **encoding
-    )
-    with writer as sealed:
+    exact = arrow_schema()
+    parsing = pj.ParseOptions(explicit_schema=exact, unexpected_field_behavior="error")
+    schema = exact.with_metadata({_METADATA_KEY: header.encode()})
+    if ticks is not None:
+        schema = tick_schema(ticks, {_IN_TICKS_KEY: header.encode()})
+    with pq.ParquetWriter(target, schema, **writing(schema, ordered=ticks is not None)) as sealed:
         while chunk := b"".join(lines.readlines(_CHUNK_BYTES)):
             reading = pj.ReadOptions(use_threads=False, block_size=len(chunk))
-            rows = pj.read_json(io.BytesIO(chunk), read_options=reading, parse_options=parsing)
-            sealed.write_table(rows.select(schema.names).replace_schema_metadata(schema.metadata))
+            rows = pj.read_json(io.BytesIO(chunk), read_options=reading, parse_options=parsing).select(schema.names)
+            if ticks is not None:
+                rows = in_ticks(in_order(rows), schema, ticks)
+            sealed.write_table(rows.replace_schema_metadata(schema.metadata))
+        if ticks is not None:
+            sealed.add_key_value_metadata(schema.metadata)  # without Arrow's own, which is as large as a column
 
 
 @contextmanager
@@ -187,13 +170,15 @@ def read_parquet_header(path: Path) -> Header:
 
     with _reading_parquet(path):
         metadata = pq.read_schema(path).metadata or {}
-    if _METADATA_KEY not in metadata:
+    header = metadata.get(_METADATA_KEY, metadata.get(_IN_TICKS_KEY))
+    if header is None:
         raise LogError(f"{path}: a Parquet file that aebench did not write. Move it out of the log")
-    return Header.parse(metadata[_METADATA_KEY], str(path))
+    return Header.parse(header, str(path))
 
 
 def read_parquet(path: Path, wanted: Sequence[type[Record]], only: Only = NO_MATTER) -> list[Record]:
-    """The records of a sealed point that are of the wanted types, in the order in which they were written."""
+    """The records of a sealed point that are of the wanted types, in the order in which they were written, or
+    kind by kind and requests by id where times are rounded."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -201,7 +186,8 @@ def read_parquet(path: Path, wanted: Sequence[type[Record]], only: Only = NO_MAT
     if header.schema != SCHEMA:
         return _read_upgraded(path, wanted, only, header.schema)
     with _reading_parquet(path):
-        table = pq.read_table(path, filters=_filter(wanted, only), page_checksum_verification=True, partitioning=None)
+        filters = _filter(wanted, only)
+        table = in_seconds(pq.read_table(path, filters=filters, page_checksum_verification=True, partitioning=None))
         places: dict[str, list[int]] = {record_type.kind: [] for record_type in wanted}
         for place, kind in enumerate(table["kind"].to_pylist()):
             places[kind].append(place)
@@ -233,11 +219,11 @@ def _of_table(table: Any, record_type: type[Record], where: str) -> list[Record]
     absent = [name for name in REQUIRED[record_type] if name not in columns]
     unknown = [name for name in table.column_names if name not in known and table[name].null_count < len(table)]
     check_fields(record_type, absent, unknown, where)
-    values = [_values(table[column]) for column in columns.values()]
+    found = [column_values(table[column]) for column in columns.values()]
     for number, name in enumerate(columns):
         if name in TUPLES[record_type]:
-            values[number] = list(map(tuple, values[number]))
-    return [record_type(**dict(zip(columns, row, strict=True))) for row in zip(*values, strict=True)]
+            found[number] = list(map(tuple, found[number]))
+    return [record_type(**dict(zip(columns, row, strict=True))) for row in zip(*found, strict=True)]
 
 
 def _read_upgraded(path: Path, wanted: Sequence[type[Record]], only: Only, schema: int) -> list[Record]:
@@ -245,21 +231,8 @@ def _read_upgraded(path: Path, wanted: Sequence[type[Record]], only: Only, schem
     import pyarrow.parquet as pq
 
     with _reading_parquet(path):
-        table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
-        columns = {name: _values(table[name]) for name in table.column_names}
+        table = in_seconds(pq.read_table(path, page_checksum_verification=True, partitioning=None))
+        columns = {name: column_values(table[name]) for name in table.column_names}
     rows = [upgrade(dict(zip(columns, row, strict=True)), schema) for row in zip(*columns.values(), strict=True)]
     records = [decode(row, str(path)) for row in rows if _is_of(row, only)]
     return [record for record in records if isinstance(record, tuple(wanted))]
-
-
-def _values(column: Any) -> list[Any]:
-    """A column as Python values; lists by way of numpy, ten times as fast as one by one."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if not pa.types.is_list(column.type):
-        return list(column.to_pylist())
-    values = pc.list_flatten(column).to_numpy().tolist()
-    lengths = pc.list_value_length(column).to_pylist()
-    ends = itertools.accumulate(length or 0 for length in lengths)
-    return [None if length is None else values[end - length : end] for length, end in zip(lengths, ends, strict=True)]

@@ -24,6 +24,7 @@ from aebench.log_format import (
     write_parquet,
 )
 from aebench.point import Point
+from aebench.ticks import Ticks
 from serving.records import Record
 
 _FLUSH_SECONDS = 1.0
@@ -75,6 +76,8 @@ class PointWriter:
 
     def __init__(self, folder: Path, point: Point) -> None:
         self._header = Header.of(point)
+        self._ticks = Ticks.of(point.spec.get("measure", {}))
+        self._time_digits = None if self._ticks is None else self._ticks.digits
         self._sealed = sealed_path(folder, point)
         self._lines = lines_path(folder, point)
         try:
@@ -99,8 +102,8 @@ class PointWriter:
             self._discard()
 
     def write(self, record: Record) -> None:
-        """Appends one record; it is on disk within a second of the next one, or of the end."""
-        self._append(encode(record))
+        """Appends one record, its times as exact as wanted; on disk within a second of the next one, or of the end."""
+        self._append(encode(record, self._time_digits))
         self._pending += 1
         if self._pending >= _FLUSH_RECORDS or time.monotonic() - self._flushed_at >= _FLUSH_SECONDS:
             self._flush()
@@ -111,7 +114,7 @@ class PointWriter:
         self._file.seek(0)
         self._file.readline()
         with replacing(self._sealed) as target:
-            write_parquet(self._file, self._header, target)
+            write_parquet(self._file, self._header, target, self._ticks)
         self._discard()
 
     def _append(self, line: bytes) -> None:

@@ -35,6 +35,8 @@ class Setup:
     """Measured step times; None: from the GPUs' data sheets."""
     sample_period: Seconds | None = None
     """How often all instances are looked at for a record; None: never."""
+    token_gaps: bool = True
+    """Whether records of requests have the times of their tokens."""
 
 
 def simulated_backend(testbed: Testbed, seed: int, steps: StepTable | None = None) -> tuple[SimClock, Backend]:
@@ -69,6 +71,7 @@ def build_control(setup: Setup, backend: Backend, record: Callable[[Record], Non
         scheduler=setup.system.scheduler(setup.system.config),
         backend=backend,
         record=record,
+        token_gaps=setup.token_gaps,
     )
 
 

@@ -28,30 +28,38 @@ class DecodeRun:
 
     def num_ended(self, now: Seconds) -> int:
         """Steps that have ended, but for the last, of which the timer tells."""
-        return min(bisect_right(self.ends, now), len(self.ends) - 1)
+        return bisect_right(self.ends, now, 0, len(self.ends) - 1)
 
     def num_grown(self, now: Seconds, block_size: Tokens) -> int:
         """Blocks that folding in what has ended would take, with those for the step in flight then."""
-        num_ended = self.num_ended(now)
+        ends = self.ends
+        num_ended = bisect_right(ends, now, 0, len(ends) - 1)
         if not num_ended:
             return 0
-        if self._rooms is None:
-            self._rooms = sorted(sequence.capacity - sequence.num_computed for sequence in self.plan.sequences)
-        full, rest = divmod(num_ended - 1, block_size)  # a sequence has room for one token at least, and one block's
-        return full * len(self._rooms) + bisect_right(self._rooms, rest + 1)
+        rooms = self._rooms
+        if rooms is None:
+            rooms = self._rooms = sorted([one.capacity - one.num_computed for one in self.plan.sequences])
+        if num_ended <= block_size:  # a sequence has room for one token at least, and one block's
+            return bisect_right(rooms, num_ended)
+        full, rest = divmod(num_ended - 1, block_size)
+        return full * len(rooms) + bisect_right(rooms, rest + 1)
 
     def fold(self, pool: BlockPool, num_steps: int, num_in_flight: int) -> list[Sequence]:
         """Give each sequence the tokens of so many steps, and blocks for these and those in flight; those that have
         their last token now."""
         ends = self.ends[:num_steps]
-        took = 0
         if ends:
             took = nanoseconds(ends[-1]) - nanoseconds(self.plan.started_at)
             self.plan.started_at = ends[-1]
+            for sequence in self.plan.sequences:
+                sequence.computed_for += took
+                sequence.token_times += ends
+                sequence.num_tokens += num_steps
+                sequence.num_computed += num_steps
+        finished = []
         for sequence in self.plan.sequences:
-            sequence.computed_for += took
-            sequence.token_times += ends
-            sequence.num_tokens += num_steps
-            sequence.num_computed += num_steps
-            pool.extend(sequence, sequence.num_computed + num_in_flight)
-        return [sequence for sequence in self.plan.sequences if sequence.num_tokens >= sequence.final_tokens]
+            if (target := sequence.num_computed + num_in_flight) > sequence.capacity:
+                pool.extend(sequence, target)
+            if sequence.num_tokens >= sequence.final_tokens:
+                finished.append(sequence)
+        return finished

@@ -2,7 +2,6 @@
 
 from collections import deque
 from dataclasses import dataclass, field
-from math import ceil
 
 from serving.core.request import Sequence
 from serving.units import Tokens
@@ -41,7 +40,7 @@ class BlockPool:
 
     def blocks_for(self, num_tokens: Tokens) -> int:
         """Blocks that hold so many tokens."""
-        return ceil(num_tokens / self.block_size)
+        return -(-num_tokens // self.block_size)
 
     def can_extend(self, sequence: Sequence, num_tokens: Tokens, reserve: int = 0) -> bool:
         """Whether the sequence can grow to ``num_tokens`` and leave ``reserve`` blocks free."""
@@ -50,16 +49,17 @@ class BlockPool:
 
     def extend(self, sequence: Sequence, num_tokens: Tokens) -> None:
         """Give the sequence blocks for ``num_tokens`` tokens in all."""
-        missing = self.blocks_for(num_tokens) - len(sequence.block_table)
-        if missing > len(self._free):
+        free, holder, table = self._free, self._holder, sequence.block_table
+        missing = self.blocks_for(num_tokens) - len(table)
+        if missing > len(free):
             raise BlockPoolError(
-                f"sequence {sequence.request.request_id} needs {missing} more blocks, {len(self._free)} are free"
+                f"sequence {sequence.request.request_id} needs {missing} more blocks, {len(free)} are free"
             )
         for _ in range(missing):
-            block = self._free.popleft()
-            self._holder[block] = sequence
-            sequence.block_table.append(block)
-        sequence.capacity = len(sequence.block_table) * self.block_size
+            block = free.popleft()
+            holder[block] = sequence
+            table.append(block)
+        sequence.capacity = len(table) * self.block_size
 
     def grow(self, num_blocks: int) -> None:
         """Have so many blocks in all; fewer than there are changes nothing."""

@@ -114,8 +114,8 @@ class Sequence:
         """Tokens produced so far."""
         return self.num_tokens - self.request.num_prompt_tokens
 
-    def record(self) -> RequestRecord:
-        """The record of this sequence as it stands."""
+    def record(self, *, token_gaps: bool = True) -> RequestRecord:
+        """The record of this sequence as it stands, without the times of its tokens where nobody wants them."""
         times = self.token_times
         return RequestRecord(
             request_id=self.request.request_id,
@@ -131,7 +131,7 @@ class Sequence:
             instance=None if self.instance is None else self.instance.instance_id,
             ttft_slo=self.request.ttft_slo,
             tpot_slo=self.request.tpot_slo,
-            token_gaps=tuple(map(sub, times[1:], times)),
+            token_gaps=tuple(map(sub, times[1:], times)) if token_gaps else (),
             priority=self.request.priority,
             computed_for=self.computed_for * 1e-9,
             preempted_for=sum((times[count] - at for count, at in self.preempted_at if count < len(times)), 0.0),

@@ -40,7 +40,9 @@ class StepTerms:
 
     def time(self, busy: Any, context_tokens: Any) -> Any:
         """Of a step that keeps a single GPU busy for so long, or of many."""
-        return (busy / self.degree + (self.fixed + self.per_context * context_tokens)) * self.factor
+        alone = busy if self.degree == 1 else busy / self.degree
+        time = alone + (self.fixed + self.per_context * context_tokens)
+        return time if self.factor == 1.0 else time * self.factor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

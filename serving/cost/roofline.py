@@ -6,13 +6,16 @@ from serving.core.instance import Instance
 from serving.core.model import ModelSpec
 from serving.core.plan import StepPlan
 from serving.core.worker import Worker
-from serving.cost.engine import StepTerms
+from serving.cost.engine import StepTerms, Times
 from serving.cost.gpus import COMPUTE_EFFICIENCY, GPUS, MEMORY_EFFICIENCY
 from serving.cost.number import Number
 from serving.units import Seconds, Tokens, ms
 
 HOP = 1 * ms
 """Activations from one pipeline stage to the next over TCP."""
+
+ABOVE = 1 + 1e-9
+"""More than the roundings of a step time add up to."""
 
 CONSTANTS = (Number(name="hop", value=HOP, unit="s", source="HydraServe artifact: 1 ms per extra stage"),)
 
@@ -52,12 +55,19 @@ def decode_times(
     linear = 2 * worker.weights / model.bytes_per_value * rows
     per_token, kv_bytes = 4 * model.hidden * num_layers, model.kv_bytes_per_layer
     contexts = np.arange(plan.context_tokens, plan.context_tokens + rows * plan.repeats, rows)
-    flops = linear + per_token * (contexts + rows)
-    moved = worker.weights + contexts * num_layers * kv_bytes
-    times = np.maximum(flops / flops_rate, moved / memory_rate) / share
+    moved: Times = np.asarray(worker.weights + contexts * num_layers * kv_bytes, dtype=np.float64)
+    times: Times = np.divide(moved, memory_rate)
+    # Both bounds are lines over the context: one that is above at both ends, by more than rounding, is so in between.
+    ends_of_line = (plan.context_tokens, plan.context_tokens + rows * (plan.repeats - 1))
+    computing = [(linear + per_token * (context + rows)) / flops_rate for context in ends_of_line]
+    if not (computing[0] * ABOVE < times[0] and computing[1] * ABOVE < times[-1]):
+        times = np.maximum((linear + per_token * (contexts + rows)) / flops_rate, times)
+    if share != 1.0:
+        times /= share
     if terms is not None:
         times = terms.time(times, contexts)
-    ends: list[Seconds] = np.cumsum(np.concatenate(((now,), times)))[1:].tolist()  # adds up in order, as steps would
+    times[0] += now
+    ends: list[Seconds] = times.cumsum().tolist()  # adds up in order, as steps would
     return ends
 
 

@@ -244,14 +244,14 @@ def served(system: System, seed: int, foresees: bool, num_blocks: int) -> tuple[
             request,
             model=draws.choice(models),
             num_prompt_tokens=draws.randint(1, 300),
-            num_output_tokens=draws.randint(1, 400),
+            num_output_tokens=draws.randint(1, 300),
             priority=request.request_id % 5 // 4,
         )
-        clock.call_at(draws.uniform(0.0, 50.0), control.arrive, shape)
+        clock.call_at(draws.uniform(0.0, 40.0), control.arrive, shape)
     for _ in range(5):
-        clock.call_at(draws.uniform(0.0, 80.0), strike, control, draws.random() < 0.3, draws.random())
+        clock.call_at(draws.uniform(0.0, 60.0), strike, control, draws.random() < 0.3, draws.random())
     control.start()
-    clock.call_at(80.0, setattr, control, "draining", True)
+    clock.call_at(60.0, setattr, control, "draining", True)
     clock.run()
     control.close()
     return records, executor
