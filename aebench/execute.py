@@ -17,7 +17,7 @@ from serving.cost.models import MODELS
 from serving.cost.profile import Profile
 from serving.cost.startup import StartupCosts
 from serving.policies import configured
-from serving.records import DecisionRecord, Record, RequestRecord
+from serving.records import DecisionRecord, PauseRecord, Record, RequestRecord
 from serving.serve import Setup, serve
 from serving.testbed import ServerKind, Testbed
 from serving.units import GB, Bytes, Gbps, Seconds
@@ -29,12 +29,17 @@ VALUE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 """Bytes of a weight by its type."""
 
 
+CAN_BE_LEFT_OUT: dict[str, Any] = {"token_gaps": (), "computed_for": 0.0}
+"""Fields of a request's record by their keys in ``[measure]``, and what stands there then."""
+
+
 def execute(point: Point, write: Callable[[Record], None]) -> Seconds | None:
     """Run one point in its world and hand its records to ``write``; how late a real clock's timers ran (99th
     percentile), None for virtual time."""
     measure = point.spec.get("measure", {})
-    if not measure.get("token_gaps", True):
-        write = without_token_gaps(write)
+    left_out = {name: nothing for name, nothing in CAN_BE_LEFT_OUT.items() if not measure.get(name, True)}
+    if left_out:
+        write = without(left_out, write)
     if not measure.get("dispatches", True):
         write = without_dispatches(write)
     if is_live(point.spec):
@@ -46,20 +51,23 @@ def execute(point: Point, write: Callable[[Record], None]) -> Seconds | None:
     return None
 
 
-def without_token_gaps(write: Callable[[Record], None]) -> Callable[[Record], None]:
-    """Writes records without the times of tokens, which are most of what a long experiment leaves."""
+def without(left_out: Mapping[str, Any], write: Callable[[Record], None]) -> Callable[[Record], None]:
+    """Writes records of requests with these fields as if there were nothing in them."""
 
     def write_less(record: Record) -> None:
-        write(replace(record, token_gaps=()) if isinstance(record, RequestRecord) else record)
+        has_more = isinstance(record, RequestRecord) and any(getattr(record, name) for name in left_out)
+        write(replace(record, **left_out) if has_more else record)
 
     return write_less
 
 
 def without_dispatches(write: Callable[[Record], None]) -> Callable[[Record], None]:
-    """Writes all but the decisions about single sequences; what came of them is in the sequences' own records."""
+    """Writes all but the decisions about single sequences, and how long their migrations stopped them; what came of the
+    ones is in the sequences' own records, the others are in those of the migrations."""
 
     def write_less(record: Record) -> None:
-        if not isinstance(record, DecisionRecord) or record.action not in ("dispatch", "migrate"):
+        is_choice = isinstance(record, DecisionRecord) and record.action in ("dispatch", "migrate")
+        if not is_choice and not (isinstance(record, PauseRecord) and record.reason == "migration"):
             write(record)
 
     return write_less
@@ -80,6 +88,7 @@ def setup(spec: Spec, seed: int) -> Setup:
         seed=seed,
         steps=None if (measured := profile(spec)) is None else measured.steps,
         sample_period=spec.get("measure", {}).get("sample_period"),
+        token_gaps=spec.get("measure", {}).get("token_gaps", True),
     )
 
 
@@ -96,8 +105,8 @@ def deployments(spec: Spec) -> tuple[Deployment, ...]:
             model=model,
             spec=architectures[model],
             size=table["size_gb"] * GB,
-            ttft_slo=table["ttft_slo"],
-            tpot_slo=table["tpot_slo"],
+            ttft_slo=table.get("ttft_slo"),
+            tpot_slo=table.get("tpot_slo"),
         )
         for model, table in tables_by_model(spec["deployments"]).items()
     )

@@ -11,7 +11,7 @@ from aebench.calibration import Calibration
 from aebench.deployed_models import names, names_in_short, tables_by_model
 from aebench.errors import SpecError, UsageError, near_misses
 from aebench.point import GridValue, Point
-from aebench.point_checks import check_breakdown, check_name, check_policy, check_workload
+from aebench.point_checks import check_breakdown, check_name, check_policy, check_slos, check_workload
 from aebench.settings import Tables, apply_setting, expand_dots, held, merge, parts
 from aebench.testbed_checks import check_machines, check_servers
 from aebench.testbed_tables import TestbedsFile, take_after
@@ -210,6 +210,7 @@ class Experiment:
             raise SpecError(self.source, "model", "missing: cold_requests needs a model, or a grid axis of models")
         check_machines(file, self.testbeds, self.source, simulated=not self.world.is_local)
         check_policy(file, self.source)
+        check_slos(file, self.source)
         check_workload(file, self.source)
         for key in ("breakdown", "metrics", "by", "sample_period"):
             if getattr(file.measure, key) != getattr(self.file.measure, key):
@@ -222,9 +223,10 @@ class Experiment:
 
     def _check_settings(self, specs: Sequence[Tables]) -> None:
         """A setting reaches some point: it is not overruled by ``[when...]`` in all of them."""
+        tables = self.file.model_dump()  # as specs are written: without keys of ``LATER`` that have their defaults
         for setting in self.settings:
             path, _ = parts(setting)
-            wanted = held(self.tables, path)
+            wanted = held(tables, path)
             if path[0] in _SPEC_FIELDS and not any(held(spec, path) == wanted for spec in specs):
                 message = f"no effect, every point gets its {'.'.join(path)} from a [when...] table of {self.path}"
                 raise UsageError(f"--set {setting}: {message}")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 from aebench.errors import SpecError, near_misses
 from aebench.point import GridValue
 from aebench.strict import Strict
+from aebench.ticks import MAX_DIGITS
 from aebench.workload_tables import Workload
 
 
@@ -24,6 +25,8 @@ class Measure(Strict):
         "by",
         "sample_period",
         "dispatches",
+        "time_digits",
+        "computed_for",
     )
 
     labels: list[str] | None = None
@@ -33,7 +36,12 @@ class Measure(Strict):
     token_gaps: bool = True
     """Whether logs keep the time of every token; without, ``itl_p99`` is empty."""
     dispatches: bool = True
-    """Whether logs keep what was decided about single sequences: to which instance they go, and where they move."""
+    """Whether logs keep what was decided about single sequences, to which instance they go and where they move, and
+    their pauses, which records of migrations have as well."""
+    computed_for: bool = True
+    """Whether logs keep how long each request was computed for; without, ``decode_execution`` is empty."""
+    time_digits: int | None = Field(default=None, ge=2, le=MAX_DIGITS)
+    """Digits of a second that logs keep of every time, which makes them small; None: all."""
     breakdown: list[Literal["application", "model"]] = Field(default=[])
     """Tables beside ``summary.csv``, which has the columns about instances and their memory then."""
     metrics: list[Literal["llumnix", "migration"]] = Field(default=[])
@@ -48,8 +56,9 @@ class DeploymentTable(Strict):
     """``[deployments.MODEL]``: the provider's table entry, or that of many models alike."""
 
     size_gb: float = Field(gt=0)
-    ttft_slo: float = Field(gt=0)
-    tpot_slo: float = Field(gt=0)
+    ttft_slo: float | None = Field(default=None, gt=0)
+    """Seconds; None: its clients ask for none, which only a system that plans by it refuses."""
+    tpot_slo: float | None = Field(default=None, gt=0)
     architecture: str | None = None
     """A name in MODELS; None: the deployment is named like it."""
     checkpoint: str | None = None

@@ -5,17 +5,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from serving.consolidations import Consolidations
 from serving.core.actions import Action, Consolidate, Dispatch, Launch, Migrate, Retire
 from serving.core.clock import Flow, Signal, spawn
 from serving.core.cluster import Cluster
 from serving.core.instance import Instance, Phase
 from serving.core.ports import Backend, Controller, Scheduler
 from serving.core.request import Request, Sequence, State
-from serving.core.worker import Worker
 from serving.diagnosis import about_workers, reason_to_refuse, standstill
 from serving.instances import Instances
 from serving.mechanisms.coldstart import ColdStart
-from serving.mechanisms.consolidation import Consolidation
 from serving.migrations import Migrations
 from serving.records import DecisionRecord, MigrationRecord, PauseRecord, Record, StageRecord
 from serving.units import GB, Seconds
@@ -42,18 +41,20 @@ class Control:
     a token or leaves; a stage of a cold start ends; an instance becomes ready."""
     draining: bool = False
     """The workload has sent its last request."""
+    token_gaps: bool = True
+    """Whether records of requests have the times of their tokens."""
     _unfinished: dict[Sequence, Signal] = field(default_factory=dict)
     _progress_at: Seconds = 0.0
     _starts: dict[Instance, Flow] = field(default_factory=dict)
-    _consolidations: dict[Instance, Flow] = field(default_factory=dict)
-    """By the pipeline."""
     _instances: Instances = field(init=False)
+    _consolidations: Consolidations = field(init=False)
     _migrations: Migrations = field(init=False)
     _failed_starts: dict[str, int] = field(default_factory=dict)
     """Per model, starts that failed since the last one that did not."""
 
     def __post_init__(self) -> None:
         self._instances = Instances(self.cluster, self.scheduler, self.backend, self.record, self._finish)
+        self._consolidations = Consolidations(self.backend, self._instances, self.note, self._opened)
         self._migrations = Migrations(self.backend, self.note, self._migrated)
 
     @property
@@ -99,7 +100,7 @@ class Control:
         self.record(about_workers(self._decision("loss", "lose", reason, instance), instance))
         lost: list[Sequence] = []
         self._migrations.lose(instance)
-        for member in self._stop_consolidating(instance):
+        for member in self._consolidations.stop(instance):
             lost += member.lose()
             self._instances.take_away(member)
         queue = self.cluster.held.setdefault(instance.model, deque())
@@ -119,7 +120,7 @@ class Control:
         self._migrations.close()
         self._instances.close()
         for sequence in self._unfinished:
-            self.record(sequence.record())
+            self.record(sequence.record(token_gaps=self.token_gaps))
 
     def _tick(self) -> None:
         if self.draining and not self._unfinished:
@@ -138,7 +139,7 @@ class Control:
 
     def _finish(self, sequence: Sequence) -> None:
         self._progress_at = self.backend.clock.now
-        self.record(sequence.record())
+        self.record(sequence.record(token_gaps=self.token_gaps))
         self._unfinished.pop(sequence).fire(sequence)
         self._carry_out("finish", self.controller.on_finish(sequence, self.cluster))
 
@@ -179,7 +180,7 @@ class Control:
         """It gets no more tokens; where it was it is no longer."""
         self._progress_at = self.backend.clock.now
         sequence.state, sequence.refusal = State.ABORTED, reason
-        self.record(sequence.record())
+        self.record(sequence.record(token_gaps=self.token_gaps))
         self._unfinished.pop(sequence).fire(sequence)
 
     def _is_hopeless(self, sequence: Sequence) -> bool:
@@ -198,47 +199,17 @@ class Control:
         return replace(decision, from_cache=all(worker.from_cache for worker in instance.workers))
 
     def _consolidate(self, hook: str, action: Consolidate) -> DecisionRecord:
-        group = action.instance
-        consolidation = Consolidation(action, self.backend, self)
-        group.num_becoming = len(consolidation.kept)
-        if group.phase is not Phase.READY or group in self._consolidations or not group.num_becoming:
-            raise RuntimeError(f"instance {group.instance_id} cannot consolidate: it is {group.phase.value}, or does")
-        self._consolidations[group] = spawn(self.backend.clock, consolidation.run())
-        detail = f"instance {group.instance_id} of {group.model}, {len(group.workers)} to {group.num_becoming} workers"
-        return about_workers(self._decision(hook, "consolidate", detail, group), group)
+        detail = self._consolidations.start(action)
+        return about_workers(self._decision(hook, "consolidate", detail, action.instance), action.instance)
 
-    def whole_of(self, group: Instance, worker: Worker, max_sequences: int) -> Instance:
-        """Of a consolidation: what one of its workers becomes."""
-        return self._instances.whole_of(group, worker, max_sequences)
-
-    def opened(self, whole: Instance) -> None:
-        """Of a consolidation: a pipeline's heir takes sequences."""
+    def _opened(self, whole: Instance) -> None:
         self._progress_at = self.backend.clock.now
         self._carry_out("consolidation", self.controller.on_change(whole.model, self.cluster, None))
-
-    def switched(self, group: Instance, wholes: list[Instance]) -> None:
-        """Of a consolidation: it is over; memory and seats are free."""
-        del self._consolidations[group]
-        group.phase = Phase.RETIRED
-        self._instances.switch(group, wholes)
-        self.opened(wholes[0])
 
     def note(self, record: StageRecord | PauseRecord | MigrationRecord) -> None:
         """Something has ended that takes time."""
         self._progress_at = self.backend.clock.now
         self.record(record)
-
-    def _stop_consolidating(self, instance: Instance) -> list[Instance]:
-        """The instance and, where it is part of a consolidation, which ends, all that stand on the same processes;
-        those with the older sequences first."""
-        pair = [one for one in (instance, instance.neighbour) if one is not None]
-        pair.sort(key=lambda one: not one.closed)
-        for one in pair:
-            flow = self._consolidations.pop(one, None)
-            if flow is not None:
-                flow.cancel()
-                one.num_becoming = 0
-        return pair
 
     def _decision(self, hook: str, action: str, detail: str, instance: Instance) -> DecisionRecord:
         """What was decided now about an instance."""
@@ -252,9 +223,10 @@ class Control:
         )
 
     def _cold_start(self, instance: Instance, action: Launch) -> Flow:
+        graph = action.graph if action.graph.stages else self.backend.first_start or action.graph
         start = ColdStart(
             instance=instance,
-            graph=action.graph,
+            graph=graph,
             backend=self.backend,
             record=self.note,
             keep_in_host_memory=action.keep_in_host_memory,
@@ -277,7 +249,7 @@ class Control:
                 f"instance {instance.instance_id} cannot retire: it is {instance.phase.value} "
                 f"with {instance.num_sequences} sequences, shares its process, or is in a migration"
             )
-        self._stop_consolidating(instance)
+        self._consolidations.stop(instance)
         instance.phase = Phase.RETIRED
         self._instances.take_away(instance)
         detail = f"instance {instance.instance_id} of {instance.model}"

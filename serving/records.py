@@ -134,6 +134,20 @@ class PauseRecord:
     reason: str
 
 
+MIGRATION_OUTCOMES = (
+    "migrated",
+    "no space",
+    "no space in the last stage",
+    "finished",
+    "preempted",
+    "aborted",
+    "source lost",
+    "target lost",
+    "run ended",
+)
+"""What may become of a migration; all but the first: why not."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MigrationRecord:
     """A running sequence that was moved from one instance to another, or was to be."""
@@ -153,8 +167,7 @@ class MigrationRecord:
     downtime: Seconds
     """For how long no instance computed the sequence though it was wanted, in a failed attempt as well."""
     outcome: str
-    """``migrated``, or why not: ``no space``, ``no space in the last stage``, ``finished``, ``preempted``, ``aborted``,
-    ``source lost``, ``target lost``, ``run ended``."""
+    """One of ``MIGRATION_OUTCOMES``."""
     method: str
     """``live``, ``blocking`` or ``recompute``."""
     first_stage: Seconds

@@ -215,7 +215,7 @@ def assert_nothing_is_left(run: Run) -> None:
     for server in run.control.cluster.servers:
         assert (server.host_memory.used, server.gpus[0].memory.used) == (0, 0)
     assert (run.controller.network.fetching, run.controller.network.taken) == ([], [])
-    assert run.control._consolidations == {}
+    assert run.control._consolidations.under_way == {}
     assert run.control.backend.transport.links._users == {}  # type: ignore[attr-defined]
     for group in run.controller.groups:
         assert (group.phase, group.num_sequences) == (Phase.RETIRED, 0)

@@ -22,8 +22,16 @@ class Deployment:
     """Its architecture."""
     size: Bytes
     """Size that the provider plans with (a table entry, not the checkpoint's byte count)."""
-    ttft_slo: Seconds
-    tpot_slo: Seconds
+    ttft_slo: Seconds | None = None
+    """None: clients ask for none."""
+    tpot_slo: Seconds | None = None
+
+    @property
+    def slos(self) -> tuple[Seconds, Seconds]:
+        """TTFT and TPOT, for a system that plans by them (``System.plans_by_slos``)."""
+        if self.ttft_slo is None or self.tpot_slo is None:
+            raise ValueError(f"{self.model} has no ttft_slo and tpot_slo to plan by")
+        return self.ttft_slo, self.tpot_slo
 
 
 @dataclass(slots=True, eq=False)

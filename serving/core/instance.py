@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from serving.core.clock import Clock, Signal
-from serving.core.decode_run import DecodeRun
+from serving.core.in_flight import InFlight
 from serving.core.kv import BlockPool
 from serving.core.model import ModelSpec
 from serving.core.phase import Phase as Phase
-from serving.core.plan import StepPlan, StepResult
+from serving.core.plan import StepResult
 from serving.core.request import Sequence, State
 from serving.core.worker import Worker
 from serving.units import Seconds, Tokens
@@ -62,10 +62,7 @@ class Instance:
     """The migration that it takes part in, from it or to it."""
     _waking: bool = False
     """A call of ``step`` is booked."""
-    _in_flight: list[StepPlan] = field(default_factory=list)
-    """The steps that the executor computes; their sequences may not change until they end."""
-    _run: DecodeRun | None = None
-    """The step in flight is the first of these that has not ended."""
+    _in_flight: InFlight = field(default_factory=InFlight)
     _frozen: Signal | None = None
     """Fires when no step is in flight any more, and none is begun."""
     _leaving: list[Sequence] = field(default_factory=list)
@@ -85,12 +82,12 @@ class Instance:
     @property
     def num_free_blocks(self) -> int:
         """KV blocks that are free now, as one may look at them without calling ``settle``."""
-        pool, run = self._pool(), self._run
-        return pool.num_free - (0 if run is None else run.num_grown(self.clock.now, pool.block_size))
+        pool = self._pool()
+        return pool.num_free - self._in_flight.num_grown(self.clock.now, pool.block_size)
 
     def num_blocks_of(self, sequence: Sequence) -> int:
         """KV blocks that a running sequence has now, as one may look at them without calling ``settle``."""
-        run = self._run
+        run = self._in_flight.run
         if run is None:
             return len(sequence.block_table)
         return self._pool().blocks_for(sequence.num_computed + run.num_ended(self.clock.now) + 1)
@@ -117,7 +114,7 @@ class Instance:
             return
         self.idle_since = None
         self.settle()
-        if not self._waking and len(self._in_flight) < len(self.workers):
+        if not self._waking and len(self._in_flight.plans) < len(self.workers):
             self._waking = True
             self.clock.call_later(0.0, self.step)
 
@@ -125,9 +122,9 @@ class Instance:
         """Plan steps and hand them to the executor, as many as fit; with nothing to compute, go idle."""
         self._waking = False
         if self._frozen is None and self.phase is Phase.READY:
-            while len(self._in_flight) < len(self.workers) and (plan := self.scheduler.plan(self)):
-                self._submit(plan)
-        if self._in_flight:
+            while len(self._in_flight.plans) < len(self.workers) and (plan := self.scheduler.plan(self)):
+                self._in_flight.begin(self, plan)
+        if self._in_flight.plans:
             return
         if self._frozen is not None:
             if not self._frozen.fired:
@@ -140,28 +137,14 @@ class Instance:
                 f"(t={self.clock.now}, {self.pool.num_free if self.pool else 0} blocks free)"
             )
 
-    def _submit(self, plan: StepPlan) -> None:
-        self.num_steps += 1
-        self._in_flight.append(plan)
-        plan.started_at = self.clock.now
-        if len(self.workers) > 1:
-            for sequence in plan.sequences:
-                sequence.in_flight = True
-        elif plan.repeats > 1 and self.neighbour is None:
-            ends = self.executor.step_ends(self, plan)
-            if ends is not None:
-                self._run = DecodeRun(plan, ends, self.clock.call_at(ends[-1], self._end_run))
-                return
-        self.executor.submit(self, plan, self.finish_step)
-
     def finish_step(self, result: StepResult) -> None:
         """Fold a step's result into the sequences, let finished ones go, and step again."""
-        if result.plan not in self._in_flight:
+        if result.plan not in self._in_flight.plans:
             return  # of an instance that was lost meanwhile
-        self._in_flight.remove(result.plan)
-        self._part(result.fold(self.clock.now))
+        self._in_flight.plans.remove(result.plan)
+        self.part(result.fold(self.clock.now))
 
-    def _part(self, finished: list[Sequence]) -> None:
+    def part(self, finished: list[Sequence]) -> None:
         """Let go of those that a step gave their last token or that were taken back during it; then step again."""
         if self._leaving:
             finished = [sequence for sequence in finished if sequence not in self._leaving]
@@ -177,23 +160,8 @@ class Instance:
     def settle(self) -> None:
         """Of steps whose ends were known beforehand, fold in those that have ended; the next is then like any other
         step in flight. To be called before anything is done to a sequence, or read of it."""
-        run = self._run
-        if run is not None:
-            run.timer.cancel()
-            num_ended = run.num_ended(self.clock.now)
-            self._fold(run, num_ended, num_in_flight=1)
-            result = StepResult(run.plan, [1] * len(run.plan.sequences))
-            self.clock.call_at(run.ends[num_ended], self.finish_step, result)
-
-    def _end_run(self) -> None:
-        if self._run is not None:
-            self._in_flight.remove(self._run.plan)
-            self._part(self._fold(self._run, len(self._run.ends), num_in_flight=0))
-
-    def _fold(self, run: DecodeRun, num_steps: int, num_in_flight: int) -> list[Sequence]:
-        self._run = None
-        self.num_steps += num_steps + num_in_flight - 1
-        return run.fold(self._pool(), num_steps, num_in_flight)
+        if self._in_flight.run is not None:
+            self._in_flight.settle(self, self._pool())
 
     def preempt(self, sequence: Sequence) -> None:
         """The inverse of admission: drop its blocks and put it first in the queue, to be recomputed. Between steps
@@ -229,14 +197,14 @@ class Instance:
 
     def rest(self) -> None:
         """Be idle, if there is nothing to do."""
-        if not self.num_sequences and not self._in_flight:
+        if not self.num_sequences and not self._in_flight.plans:
             self.idle_since = self.clock.now
 
     def lose(self) -> list[Sequence]:
         """Be gone, with all KV; the sequences that it held, oldest first, as they were before they were computed."""
         self.settle()
         self.phase = Phase.RETIRED
-        self._in_flight.clear()
+        self._in_flight.plans.clear()
         sequences = [sequence for sequence in (*self.running, *self.waiting) if sequence not in self._leaving]
         for sequence in [*self.running, *self.waiting]:
             sequence.in_flight = False
@@ -255,7 +223,7 @@ class Instance:
         """Begin no more steps; fires when none is in flight."""
         self.settle()
         self._frozen = Signal(self.clock)
-        if not self._in_flight:
+        if not self._in_flight.plans:
             self._frozen.fire()
         return self._frozen
 
@@ -267,11 +235,11 @@ class Instance:
     @property
     def is_still(self) -> bool:
         """Whether no step is in flight."""
-        return not self._in_flight
+        return not self._in_flight.plans
 
     def is_computed(self, sequence: Sequence) -> bool:
         """Whether a step in flight computes it."""
-        return any(sequence in plan.sequences for plan in self._in_flight)
+        return self._in_flight.computes(sequence)
 
     def _let_go(self, sequence: Sequence) -> None:
         if sequence in self.running:

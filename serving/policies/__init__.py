@@ -61,6 +61,7 @@ SYSTEMS: dict[str, System] = {
             controller=HydraServe,
             scheduler=_batching,
             exclusive_gpus=False,
+            plans_by_slos=True,
             summary="HydraServe's overlap inside one worker, no pipeline group",
         ),
         System(
@@ -69,6 +70,7 @@ SYSTEMS: dict[str, System] = {
             controller=HydraServe,
             scheduler=_batching,
             exclusive_gpus=False,
+            plans_by_slos=True,
             summary="pipeline group of up to 4 workers, overlap inside each, network-aware placement",
         ),
         System(
@@ -77,6 +79,7 @@ SYSTEMS: dict[str, System] = {
             controller=HydraServe,
             scheduler=_batching,
             exclusive_gpus=False,
+            plans_by_slos=True,
             summary="HydraServe, with the weights of single workers kept in host memory",
         ),
         System(
@@ -93,7 +96,6 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
-            runs_live=False,
             summary="dispatch by freeness, running sequences migrate live, two classes of priority",
         ),
         System(
@@ -102,7 +104,6 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
-            runs_live=False,
             summary="Llumnix that treats all requests alike",
         ),
         System(
@@ -111,7 +112,6 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
-            runs_live=False,
             summary="dispatch by Llumnix's freeness, no migration",
         ),
         System(
@@ -120,7 +120,6 @@ SYSTEMS: dict[str, System] = {
             controller=Llumnix,
             scheduler=_llumnix_batching,
             exclusive_gpus=True,
-            runs_live=False,
             summary="each request to the instance that got the fewest so far, no migration",
         ),
     )

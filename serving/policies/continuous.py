@@ -15,7 +15,8 @@ from serving.core.request import Sequence
 from serving.units import Tokens
 
 MAX_REPEATS = 128
-"""Steps that are foreseen at once: mostly somebody comes or leaves before, and the rest was computed in vain."""
+"""Steps that are foreseen at once. Records do not depend on it. Whoever looks at a sequence meanwhile ends the run, and
+the rest was computed in vain: with more, runs with many migrations take about 6 % longer, others 3 to 12 % less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

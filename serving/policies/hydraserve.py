@@ -198,7 +198,7 @@ class HydraServe:
         placements = None if size is None else self._place(deployment, size, cluster, free)
         if placements is None:
             return None
-        self._claim(deployment, placements, deployment.ttft_slo - delay - self.config.after_fetch, cluster.now)
+        self._claim(deployment, placements, deployment.slos[0] - delay - self.config.after_fetch, cluster.now)
         if len(placements) == 1:
             return self._single(deployment, placements[0])
         return Launch(

@@ -79,7 +79,7 @@ class SizeRule:
         else one worker; None when no open server holds the whole model."""
         if not self._rates(1):
             return None
-        if profile is not None and profile.num_tpots and profile.tpot > self.deployment.tpot_slo:
+        if profile is not None and profile.num_tpots and profile.tpot > self.deployment.slos[1]:
             return GroupSize(1, 1)
         accepted: GroupSize | None = None
         for stages in range(1, self.max_stages + 1):
@@ -109,9 +109,9 @@ class SizeRule:
     ) -> bool:
         prefill = 0.0 if profile is None else profile.prefill
         tpot = self.tpot(group, profile.tpot) if profile is not None and profile.num_tpots else 0.0
-        if tpot > self.deployment.tpot_slo:
+        if tpot > self.deployment.slos[1]:
             return False
-        return self.ttft(group, rate, prefill, queue_delay) < self.deployment.ttft_slo
+        return self.ttft(group, rate, prefill, queue_delay) < self.deployment.slos[0]
 
     def _rates(self, stages: int) -> list[BytesPerSecond]:
         return [rate for server, rate in self.ranked if self.fits(server, stages)]

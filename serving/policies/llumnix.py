@@ -6,14 +6,17 @@ scheduler. INFaaS++ is the same without migration, round-robin without looking, 
 **Departures**: an instance's report is taken when it is needed and the last is older than the period, and what was
 dispatched since is added to it. Instances of the beginning are there at once; who comes later walks through vLLM's
 start-up stages, whose time the sheet does not know. Averages for scaling hold at one check, not for a period. The
-sequence that leaves is the shortest (paper) or the last that came (artifact's default). Headroom does not count when a
-request of high priority is dispatched, of which the sheet has the artifact's rule only. The artifact's choice of the
-last instance to go is its variant's, the paper's is the one with the fewest running.
+sequence that leaves is the shortest (paper) or the last that came (artifact's default). Headroom does not count
+for requests of high priority, neither when they are dispatched, of which the sheet has the artifact's rule only, nor as
+a reason for them to leave (docs/adr/0014); where the paper's rule holds, a source gives what a target has room for, and
+one that has nothing to give is paired with none. The artifact's choice of the last instance to go is its variant's, the
+paper's is the one with the fewest running.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from math import inf
 
 from serving.core.actions import Action, Dispatch, Launch, Method, Migrate, Placement, Retire
@@ -22,9 +25,10 @@ from serving.core.hardware import GPU, Server
 from serving.core.instance import Instance, Phase
 from serving.core.request import Sequence
 from serving.core.stages import StageGraph
+from serving.policies.llumnix_board import Board
 from serving.policies.llumnix_config import LlumnixConfig
-from serving.policies.llumnix_freeness import Report, dispatch_freeness, migration_freeness, report_of
-from serving.policies.llumnix_pairing import Standing, leaving, narrows, pairs
+from serving.policies.llumnix_freeness import Report, migration_freeness
+from serving.policies.llumnix_pairing import Standing, leaving, moves, narrows
 from serving.policies.llumnix_scaling import missing, share_of, superfluous
 from serving.policies.starts import SERIAL_START
 from serving.units import Seconds
@@ -42,19 +46,18 @@ class Service:
     num_wanted: int
     next_check: Seconds
     """When the number of instances is looked at next."""
-    reports: dict[Instance, Report] = field(default_factory=dict)
+    board: Board
+    """Its instances, and what they reported."""
     num_dispatched: Counter[Instance] = field(default_factory=Counter)
     draining: Instance | None = None
     """Gets nothing more, and retires when it is empty."""
-    any_high: bool = False
-    """There were requests of high priority."""
     has_begun: bool = False
     num_failures: int = 0
     """Starts that failed since the last one that did not."""
 
     def forget(self, instance: Instance) -> None:
         """It is gone."""
-        self.reports.pop(instance, None)
+        self.board.forget(instance)
         del self.num_dispatched[instance]
         if instance is self.draining:
             self.draining = None
@@ -67,6 +70,7 @@ class Llumnix:
         self.config = config
         self.interval = config.interval
         self._rule = config.rule
+        self._bare_rule = replace(config.rule, target_load=None)
         self._services: dict[str, Service] = {}
 
     def on_arrival(self, sequence: Sequence, cluster: Cluster) -> list[Action]:
@@ -74,7 +78,7 @@ class Llumnix:
         model = sequence.request.model
         service = self._service(model, cluster)
         service.num_failures = 0
-        service.any_high |= sequence.request.priority > 0
+        service.board.any_high |= sequence.request.priority > 0
         return self._launches(model, service, cluster) + self._hand_out(model, service, cluster)
 
     def on_ready(self, instance: Instance, cluster: Cluster) -> list[Action]:
@@ -109,7 +113,7 @@ class Llumnix:
                 self._scale(model, service, cluster)
             actions += self._launches(model, service, cluster, free)
             if self.config.migration and self._is_up(cluster):
-                actions += self._migrations(model, service, cluster)
+                actions += self._migrations(service, cluster)
             actions += self._retire(service)
         return actions
 
@@ -117,25 +121,26 @@ class Llumnix:
         if model not in self._services:
             num_gpus = sum(len(server.gpus) for server in cluster.servers)
             num_wanted = max(1, min(self.config.num_instances, num_gpus // len(cluster.deployments)))
-            self._services[model] = Service(num_wanted, self.config.scale_first_check)
-        return self._services[model]
+            board = Board(model, self._rule, self.config.report_period)
+            self._services[model] = Service(num_wanted, self.config.scale_first_check, board)
+        service = self._services[model]
+        service.board.look(cluster)
+        return service
 
     def _is_up(self, cluster: Cluster) -> bool:
         """Whether there is a global scheduler."""
         return not self.config.scheduler_down_from <= cluster.now < self.config.scheduler_down_until
 
     def _launches(
-        self, model: str, service: Service, cluster: Cluster, free: list[tuple[Server, GPU]] | None = None
+        self, model: str, service: Service, cluster: Cluster, free: Iterator[tuple[Server, GPU]] | None = None
     ) -> list[Action]:
         """As many instances as are missing and find a GPU, which is taken off ``free``."""
-        num_there = sum(one.model == model and one is not service.draining for one in cluster.instances)
-        num_missing = service.num_wanted - num_there
+        num_missing = service.num_wanted - (service.board.num_there - (service.draining is not None))
         if num_missing <= 0 or service.num_failures >= MAX_FAILURES:
             return []
         graph = THERE if self.config.there_at_start and not service.has_begun else SERIAL_START
         service.has_begun = True
-        free = _free_gpus(cluster) if free is None else free
-        ours, free[:] = free[:num_missing], free[num_missing:]
+        ours = islice(_free_gpus(cluster) if free is None else free, num_missing)
         return [
             Launch(
                 model=model,
@@ -152,12 +157,14 @@ class Llumnix:
         held = cluster.held.get(model)
         if not held:
             return []
-        ready = list(cluster.instances_of(model, Phase.READY))
-        takers = [instance for instance in ready if instance is not service.draining] or ready
+        ready = service.board.ready
+        takers = ready
+        if service.draining is not None:
+            takers = [instance for instance in ready if instance is not service.draining] or ready
         if not takers:
             return []
         queue = list(held)
-        if service.any_high and self.config.scheduling_priority:
+        if service.board.any_high and self.config.scheduling_priority:
             queue.sort(key=lambda sequence: -sequence.request.priority)
         return [
             Dispatch(sequence=sequence, instance=self._taker(sequence, takers, service, cluster)) for sequence in queue
@@ -170,43 +177,51 @@ class Llumnix:
         if self.config.dispatch == "round_robin" or not self._is_up(cluster):
             chosen = min(takers, key=lambda instance: service.num_dispatched[instance])
         else:
-            priority = sequence.request.priority
-            reports = [self._report(instance, service, cluster.now) for instance in takers]
-            freeness = [dispatch_freeness(report, self._rule, priority) for report in reports]
-            at = freeness.index(max(freeness))
-            chosen = takers[at]
-            reports[at].add(sequence)
+            chosen = service.board.give(sequence, takers, cluster.now)
         service.num_dispatched[chosen] += 1
         return chosen
 
-    def _report(self, instance: Instance, service: Service, now: Seconds) -> Report:
-        """The instance's last report, or a new one when that is older than the period."""
-        report = service.reports.get(instance)
-        if report is None or now - report.taken_at >= self.config.report_period:
-            report = report_of(instance, now, self._rule, any_high=service.any_high)
-            service.reports[instance] = report
-        return report
-
-    def _migrations(self, model: str, service: Service, cluster: Cluster) -> Iterator[Action]:
+    def _migrations(self, service: Service, cluster: Cluster) -> Iterator[Action]:
         """One sequence from each source of a pair, by its llumlet's choice."""
-        ready = list(cluster.instances_of(model, Phase.READY))
-        reports = [self._report(instance, service, cluster.now) for instance in ready]
+        ready = service.board.ready
+        reports = service.board.reports_of(ready, cluster.now)
         freeness = [migration_freeness(report, self._rule) for report in reports]
         if service.draining in ready:
             freeness[ready.index(service.draining)] = -inf
         standings = [
-            Standing(instance=instance, freeness=free, has_preempted=report.has_preempted)
+            self._standing(instance, free, report, service)
             for instance, free, report in zip(ready, freeness, reports, strict=True)
         ]
-        for source, target in pairs(standings, self.config.migrate_threshold, self.config.in_above):
-            sequence = leaving(source.instance, self.config.order)
-            if sequence is not None and self._is_worthwhile(sequence, source, target, service):
+
+        def offers(source: Standing) -> list[Sequence]:
+            return leaving(source.instance, self.config.order, lets_high_go=source.lets_high_go)
+
+        def accepts(sequence: Sequence, source: Standing, target: Standing) -> bool:
+            num_blocks = source.instance.num_blocks_of(sequence)
+            return num_blocks <= target.room and self._is_worthwhile(num_blocks, source, target, service)
+
+        is_paper, bounds = self.config.variant == "paper", (self.config.migrate_threshold, self.config.in_above)
+        for source, target, sequence in moves(standings, *bounds, offers, accepts=accepts if is_paper else None):
+            num_blocks = source.instance.num_blocks_of(sequence)
+            if is_paper or self._is_worthwhile(num_blocks, source, target, service):
                 yield self._migrate(sequence, source.instance, target.instance)
 
-    def _is_worthwhile(self, sequence: Sequence, source: Standing, target: Standing, service: Service) -> bool:
+    def _standing(self, instance: Instance, freeness: float, report: Report, service: Service) -> Standing:
+        """The instance as the pairing sees it."""
+        real = migration_freeness(report, self._bare_rule) if report.num_high else freeness
+        is_short = report.has_preempted or real < self.config.migrate_threshold
+        return Standing(
+            instance=instance,
+            freeness=freeness,
+            has_preempted=report.has_preempted,
+            room=report.num_free - int(self.config.batching.watermark * report.num_blocks),
+            lets_high_go=is_short or instance is service.draining,
+        )
+
+    def _is_worthwhile(self, num_blocks: int, source: Standing, target: Standing, service: Service) -> bool:
         if self.config.defragmentation or source.instance is service.draining:
             return True
-        return narrows(source, target, source.instance.num_blocks_of(sequence), self.config.in_above)
+        return narrows(source, target, num_blocks, self.config.in_above)
 
     def _migrate(self, sequence: Sequence, source: Instance, target: Instance) -> Migrate:
         num_blocks = 0 if target.pool is None else target.pool.num_blocks
@@ -249,5 +264,5 @@ class Llumnix:
         return [Retire(instance=gone)]
 
 
-def _free_gpus(cluster: Cluster) -> list[tuple[Server, GPU]]:
-    return [(server, gpu) for server in cluster.servers for gpu in server.gpus if gpu.memory.used == 0]
+def _free_gpus(cluster: Cluster) -> Iterator[tuple[Server, GPU]]:
+    return ((server, gpu) for server in cluster.servers for gpu in server.gpus if gpu.memory.used == 0)

@@ -4,7 +4,6 @@
 """
 
 from dataclasses import dataclass
-from math import inf
 
 from serving.core.instance import Instance
 from serving.policies.llumnix_freeness import Rule, queued_blocks
@@ -41,19 +40,15 @@ def share_of(instance: Instance, rule: Rule) -> Share:
     return Share(instance=instance, num_free=usable, num_used=num_used, num_requests=instance.num_sequences)
 
 
-def average(shares: list[Share], num_empty: int = 0) -> float:
-    """Of instances, and of so many empty ones like the first."""
-    num_requests = sum(share.num_requests for share in shares)
-    if not num_requests:
-        return inf
-    empty = shares[0].num_free + shares[0].num_used if num_empty else 0.0
-    return (sum(share.num_free for share in shares) + num_empty * empty) / num_requests
-
-
 def missing(shares: list[Share], wanted: Range) -> int:
     """Instances to start: as many empty ones as bring the average to the low end, within the maximum."""
+    num_requests = sum(share.num_requests for share in shares)
+    if not num_requests:
+        return 0
     most = wanted.max_instances - len(shares)
-    return next((n for n in range(most) if average(shares, n) >= wanted.low), max(0, most)) if shares else 0
+    num_free = sum(share.num_free for share in shares)
+    empty = shares[0].num_free + shares[0].num_used
+    return next((n for n in range(most) if (num_free + n * empty) / num_requests >= wanted.low), max(0, most))
 
 
 def superfluous(shares: list[Share], wanted: Range, *, fewest_running: bool) -> Instance | None:

@@ -1,6 +1,7 @@
 """Experiment: grid, scales, settings and overrides make the points; what cannot make one is refused."""
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aebench.catalog import Catalog
+from aebench.errors import SpecError
+from aebench.execute import deployments
 from aebench.settings import apply_setting, held, merge
 from tests.aebench.checkout import Cases, Checkout, make_checkout
 
@@ -29,7 +32,8 @@ BREAKDOWN_TOML: Cases = [
         (
             ", workload.repeat: unknown key. Did you mean repeats or prepare? Known: applications, arrivals, "
             "duration, first_after, gap, high_priority_share, kind, lengths, num_requests, output, output_tokens, "
-            "phase, prepare, prepare_output_tokens, prompt, prompt_tokens, repeats, trace"
+            "phase, prepare, prepare_output_tokens, prompt, prompt_tokens, repeats, trace, "
+            "warmups"
         ),
     ),
     ("repeats       = 3", 'repeats = "three"', ", workload.repeats: expected an integer, got 'three'"),
@@ -46,7 +50,7 @@ BREAKDOWN_TOML: Cases = [
     (
         '[workload]\nkind          = "cold_requests"',
         '[workload]\nkind = "cold_request"',
-        ", workload.kind: expected 'cold_requests', 'open_loop' or 'serverless', got 'cold_request'",
+        ", workload.kind: expected 'cold_requests', 'open_loop', 'serverless' or 'batches', got 'cold_request'",
     ),
     (
         '"prefetch", "stream"',
@@ -277,7 +281,7 @@ def test_what_is_set_is_held_and_nothing_else_changes(names: list[str], value: i
 
 
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=2), TABLES), st.dictionaries(st.sampled_from("abc"), TABLES))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_merging_twice_is_merging_once_and_leaves_what_is_merged_alone(under: Any, over: Any) -> None:
     once, before = copy.deepcopy(under), copy.deepcopy(over)
     merge(once, over)
@@ -285,6 +289,24 @@ def test_merging_twice_is_merging_once_and_leaves_what_is_merged_alone(under: An
     merge(twice, over)
     assert once == twice
     assert over == before
+
+
+@pytest.mark.parametrize("setting", ["workload.first_after=0.0", "measure.token_gaps=true"])
+def test_a_setting_may_say_what_goes_without_saying(original: Checkout, setting: str) -> None:
+    catalog = Catalog(original.root)
+    plain, said = (catalog.experiment("hydraserve/breakdown", settings=given).points([0]) for given in ([], [setting]))
+    assert [point.digest for point in said] == [point.digest for point in plain]
+
+
+def test_only_a_system_that_plans_by_slos_needs_them(original: Checkout) -> None:
+    path = original.root / "experiments" / "hydraserve" / "breakdown.toml"
+    text = re.sub(r", ttft_slo = [0-9.]+, +tpot_slo = [0-9.]+", "", path.read_text())
+    path.write_text(text)
+    with pytest.raises(SpecError, match=r"deployments.llama2-7b.ttft_slo: missing: hydraserve plans by it, in seconds"):
+        Catalog(original.root).experiment("hydraserve/breakdown").points([0])
+    (point, *_) = Catalog(original.root).experiment("hydraserve/breakdown", settings=["grid.step=vllm"]).points([0])
+    assert [sorted(table) for table in point.spec["deployments"].values()] == [["size_gb"]] * 2
+    assert [deployment.ttft_slo for deployment in deployments(point.spec)] == [None, None]
 
 
 SETTINGS: list[tuple[list[str], str]] = [

@@ -153,7 +153,7 @@ def send_thirds(run: LiveRun, seen: Watched, send: Send) -> FlowBody:
     seen.blocks.append(0 if group.pool is None else group.pool.num_blocks)
     ask(range(3, 6))
     while any(instance.num_becoming for instance in cluster.instances):
-        seen.most_in_flight = max([seen.most_in_flight, *(len(i._in_flight) for i in cluster.instances)])
+        seen.most_in_flight = max([seen.most_in_flight, *(len(i._in_flight.plans) for i in cluster.instances)])
         yield 0.002
     for instance in cluster.instances:
         if instance.pool is not None and len(instance.workers) == 1:

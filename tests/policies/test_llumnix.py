@@ -163,6 +163,28 @@ def test_room_is_made_around_a_request_of_high_priority() -> None:
     assert 0 not in moved["llumnix"]
 
 
+def test_a_request_of_high_priority_stays_with_its_headroom() -> None:
+    # Alone on an instance of 60 blocks, which is full by 60 - 160 / 16 = 50 of headroom from 11 blocks on.
+    moved = {}
+    for target_load in (160, 960):
+        run = make_run("llumnix", num_blocks=60, num_servers=2, target_load=target_load)
+        run.arrive(2.0, requests(1, 300, 200, priority=1)[0])
+        run.finish(3.0)
+        moved[target_load] = len(run.migrations)
+    assert moved == {160: 0, 960: 0}
+
+
+def test_requests_of_high_priority_leave_when_memory_is_short_without_any_headroom() -> None:
+    # Three that outgrow 60 blocks, as in ``crowded``: their headroom of none is no reason, their KV is.
+    for target_load in (160, 960):
+        run = make_run("llumnix", num_blocks=60, num_servers=2, dispatch="first", target_load=target_load)
+        for request in requests(3, 200, 260, priority=1):
+            run.arrive(2.0, request)
+        run.finish(3.0)
+        assert run.migrations
+        assert sum(record.num_preemptions for record in run.requests.values()) == 0
+
+
 SCALING: dict[str, Any] = {
     "scaling": True,
     "num_instances": 2,

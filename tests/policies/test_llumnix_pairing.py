@@ -4,10 +4,13 @@ from dataclasses import replace
 from math import inf
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from serving.core.instance import Instance
-from serving.policies.llumnix_pairing import Order, Standing, leaving, narrows, pairs
-from serving.policies.llumnix_scaling import Range, Share, average, missing, superfluous
+from serving.core.request import Sequence
+from serving.policies.llumnix_pairing import Accepts, Order, Standing, leaving, moves, narrows
+from serving.policies.llumnix_scaling import Range, Share, missing, superfluous
 from tests.build import make_instance, make_sequence
 
 
@@ -16,9 +19,20 @@ def standing(instance_id: int, freeness: float, *, has_preempted: bool = False) 
     return Standing(instance=instance, freeness=freeness, has_preempted=has_preempted)
 
 
-def paired(standings: list[Standing], out_below: float = 3.0, in_above: float = 3.0) -> list[tuple[int, int]]:
-    found = pairs(standings, out_below, in_above)
-    return [(source.instance.instance_id, target.instance.instance_id) for source, target in found]
+def paired(
+    standings: list[Standing], out_below: float = 3.0, in_above: float = 3.0, accepts: Accepts | None = None
+) -> list[tuple[int, int]]:
+    """Each offers all that it has, or a sequence where there is nothing to choose from."""
+    given = moves(
+        standings, out_below, in_above, lambda one: one.instance.running or [make_sequence()], accepts=accepts
+    )
+    return [(source.instance.instance_id, target.instance.instance_id) for source, target, _ in given]
+
+
+def fits(sequence: Sequence, source: Standing, target: Standing) -> bool:
+    """The target has a block of room for each prompt token."""
+    del source
+    return sequence.num_tokens <= target.room
 
 
 def test_the_least_free_gives_to_the_freest_and_the_second_to_the_second() -> None:
@@ -48,6 +62,64 @@ def test_a_pair_of_which_one_is_busy_is_left_out() -> None:
     assert paired(standings) == [(0, 1)]
 
 
+def test_what_a_target_cannot_hold_goes_to_the_next_or_another_sequence_goes() -> None:
+    standings = [standing(0, 1.0), standing(1, 20.0), standing(2, 9.0), standing(3, 2.0)]
+    standings[1].room, standings[2].room = 30, 80
+    standings[0].instance.running = [make_sequence(60), make_sequence(50)]
+    standings[3].instance.running = [make_sequence(90), make_sequence(20)]
+    assert paired(standings, accepts=fits) == [(0, 2), (3, 1)]
+    standings[0].instance.running.append(make_sequence(25))
+    given = list(moves(standings, 3.0, 3.0, lambda one: one.instance.running, accepts=fits))
+    assert [(sequence.num_tokens, target.instance.instance_id) for _, target, sequence in given] == [(25, 1), (20, 2)]
+    assert paired(standings) == [(0, 1), (3, 2)]  # the artifact does not ask
+
+
+def test_who_has_nothing_to_give_takes_nobodys_partner() -> None:
+    standings = [standing(0, -50.0), standing(1, 2.0), standing(2, 9.0)]
+    nothing_from_0 = lambda one: [] if one is standings[0] else [make_sequence()]  # noqa: E731
+    given = [(a, b) for a, b, _ in moves(standings, 3.0, 3.0, nothing_from_0, accepts=lambda *_: True)]
+    assert given == [(standings[1], standings[2])]
+    assert list(moves(standings, 3.0, 3.0, nothing_from_0)) == []  # the artifact pairs by freeness alone
+
+
+def test_nobody_gives_and_takes_at_once() -> None:
+    # Below 30 all give, above 3 all take. What 0 has fits into 1 only, which then cannot give to 2.
+    standings = [standing(0, 1.0), standing(1, 10.0), standing(2, 25.0)]
+    standings[1].room = 64
+    standings[0].instance.running = [make_sequence(60)]
+    standings[1].instance.running = [make_sequence(0 + 1)]
+    standings[2].room = 5
+    assert paired(standings, 30.0, 3.0, accepts=fits) == [(0, 1)]
+
+
+@given(
+    st.lists(st.tuples(st.floats(-100, 100), st.booleans(), st.booleans(), st.integers(0, 40)), max_size=12),
+    st.floats(-10, 30),
+    st.floats(-10, 30),
+    st.booleans(),
+)
+def test_an_instance_is_in_one_migration_at_most_and_gives_to_one_that_is_freer(
+    drawn: list[tuple[float, bool, bool, int]], out_below: float, in_above: float, asks: bool
+) -> None:
+    standings = []
+    for index, (freeness, has_preempted, is_moving, room) in enumerate(drawn):
+        one = standing(index, freeness, has_preempted=has_preempted)
+        one.room = room
+        one.instance.running = [make_sequence(1 + (index * 7 + room) % 40)]
+        one.instance.move = object() if is_moving else None  # type: ignore[assignment]
+        standings.append(one)
+    accepts = fits if asks else None
+    given = list(moves(standings, out_below, in_above, lambda one: one.instance.running, accepts=accepts))
+    both = [one.instance.instance_id for source, target, _ in given for one in (source, target)]
+    assert len(both) == len(set(both))
+    for source, target, sequence in given:
+        assert source.freeness < target.freeness > in_above
+        assert source.freeness < out_below or source.has_preempted
+        assert source.instance.move is None is target.instance.move
+        assert sequence in source.instance.running
+        assert not asks or fits(sequence, source, target)
+
+
 def running() -> Instance:
     """Four that decode, oldest first, of 20, 60, 40 and 50 tokens, the third of high priority; a fifth is prefilled."""
     instance = make_instance(64).instance
@@ -60,27 +132,25 @@ def running() -> Instance:
     return instance
 
 
-@pytest.mark.parametrize(("order", "request_id"), [("lcfs", 3), ("sjf", 0), ("ljf", 1)])
-def test_the_orders(order: Order, request_id: int) -> None:
-    chosen = leaving(running(), order)
-    assert chosen is not None
-    assert chosen.request.request_id == request_id
+@pytest.mark.parametrize(("order", "ids"), [("lcfs", [3, 1, 0]), ("sjf", [0, 3, 1, 2]), ("ljf", [1, 3, 0, 2])])
+def test_the_orders(order: Order, ids: list[int]) -> None:
+    assert [sequence.request.request_id for sequence in leaving(running(), order)] == ids
 
 
-def test_one_of_high_priority_leaves_when_there_is_no_other_and_never_by_lcfs() -> None:
+def test_one_of_high_priority_leaves_last_and_not_for_its_own_headroom_and_never_by_lcfs() -> None:
     instance = running()
+    assert [sequence.request.request_id for sequence in leaving(instance, "sjf", lets_high_go=False)] == [0, 3, 1]
     instance.running = [instance.running[2], instance.running[4]]
-    chosen = leaving(instance, "sjf")
-    assert chosen is not None
-    assert chosen.request.request_id == 2
-    assert leaving(instance, "lcfs") is None
+    assert [sequence.request.request_id for sequence in leaving(instance, "sjf")] == [2]
+    assert leaving(instance, "sjf", lets_high_go=False) == []
+    assert leaving(instance, "lcfs") == []
 
 
 def test_one_that_is_computed_again_does_not_leave() -> None:
     instance = running()
     instance.running = instance.running[:1]
     instance.running[0].num_computed = 0
-    assert leaving(instance, "sjf") is None
+    assert leaving(instance, "sjf") == []
 
 
 def test_without_defragmentation_the_gap_must_become_smaller() -> None:
@@ -105,10 +175,10 @@ WANTED = Range(low=10.0, high=60.0, min_instances=1, max_instances=16)
 def test_so_many_empty_instances_are_missing_as_bring_the_average_up() -> None:
     # (20 + 30) / 20 = 2.5; an empty one has 20 + 80 = 100 blocks: (50 + 100) / 20 = 7.5, (50 + 200) / 20 = 12.5
     shares = [share(20, 80, 10), share(30, 70, 10)]
-    assert average(shares) == 2.5
     assert missing(shares, WANTED) == 2
     assert missing(shares, replace(WANTED, max_instances=3)) == 1
     assert missing(shares, replace(WANTED, low=2.5)) == 0
+    assert missing(shares, replace(WANTED, low=2.6)) == 1
     assert missing([], WANTED) == 0
 
 

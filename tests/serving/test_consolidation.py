@@ -237,7 +237,7 @@ def test_a_pipeline_lost_at_any_time_gives_all_back_and_its_sequences_run_elsewh
         members = list(run.control.cluster.instances)
         run.control.lose(members[-1 if by_heir else 0], "struck")
         assert all(member.phase is Phase.RETIRED for member in members)
-        assert run.control._consolidations == {}
+        assert run.control._consolidations.under_way == {}
         assert (run.controller.network.fetching, run.controller.network.taken) == ([], [])
         held.append([s.request.request_id for s in run.control.cluster.held["llama2-7b"]])
 
