@@ -27,10 +27,12 @@ class Wire:
     clock: SimClock
     blocks_per_second: float
     copied: list[list[int]] = field(default_factory=list)
+    filled: list[list[int]] = field(default_factory=list)
 
-    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Transfer:
-        assert source is not target and size == len(blocks) * BLOCK
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], into: list[int], size: Bytes) -> Transfer:
+        assert source is not target and len(into) == len(blocks) and size == len(blocks) * BLOCK
         self.copied.append(list(blocks))
+        self.filled.append(list(into))
         links = (Link("wire", self.blocks_per_second * BLOCK),)
         return FairShare(self.clock).move(size, links)
 

@@ -127,13 +127,12 @@ def spawn(clock: Clock, body: FlowBody) -> Flow:
     return Flow(clock, body)
 
 
-class SimClock:
-    """Virtual time: jumps from event to event; ties run first in, first out."""
+class Agenda:
+    """What is booked, by time and then in booking order: the part that virtual and real time share."""
 
-    def __init__(self, max_events_per_instant: int = 1_000_000) -> None:
+    def __init__(self) -> None:
         self.now: Seconds = 0.0
         self.num_events = 0
-        self.max_events_per_instant = max_events_per_instant
         self._heap: list[tuple[Seconds, int, Timer]] = []
         self._serial = 0
 
@@ -149,6 +148,14 @@ class SimClock:
     def call_later(self, delay: Seconds, fn: Callback, *args: Any) -> Timer:
         """Book a callback after a delay >= 0."""
         return self.call_at(self.now + delay, fn, *args)
+
+
+class SimClock(Agenda):
+    """Virtual time: jumps from event to event; ties run first in, first out."""
+
+    def __init__(self, max_events_per_instant: int = 1_000_000) -> None:
+        super().__init__()
+        self.max_events_per_instant = max_events_per_instant
 
     def post(self, fn: Callback, *args: Any) -> None:
         """Book a callback for now."""

@@ -10,7 +10,7 @@ from serving.core.cluster import Cluster
 from serving.core.instance import Instance
 from serving.core.plan import StepPlan, StepResult
 from serving.core.request import Sequence
-from serving.core.stages import Loader, Stage
+from serving.core.stages import Loader, Stage, StageGraph
 from serving.core.worker import Worker
 from serving.units import Bytes, Seconds
 
@@ -61,8 +61,9 @@ class Transport(Protocol):
         """Some weights, from host memory to the worker's GPU."""
         ...
 
-    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Transfer:
-        """KV blocks of the source's layers, so many bytes, to the same blocks of the target."""
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], into: list[int], size: Bytes) -> Transfer:
+        """KV blocks of the source's layers, so many bytes, into as many blocks of the target, in their order. Once it
+        is cancelled, nothing more is written before whatever the target is asked to compute from then on."""
         ...
 
 
@@ -131,6 +132,8 @@ class Backend:
     executor: Executor
     transport: Transport
     provisioner: Provisioner
+    first_start: StageGraph | None = None
+    """What instances that are to serve from the beginning have to go through; None: they are there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +151,7 @@ class System:
     """Whether its testbed must lend whole GPUs instead of slices."""
     summary: str
     """One line for the report."""
-    runs_live: bool = True
-    """Whether the live backend carries out all its actions; it has no migration between instances yet."""
+    plans_by_slos: bool = False
+    """Whether it needs the SLOs of every deployment."""
     resident_workers: bool = False
     """Its workers are processes of a cluster that runs already: an interpreter waits on every GPU."""

@@ -7,45 +7,30 @@ none shares one with a timer: a SimClock on which the posts are booked at their 
 
 from collections import deque
 from collections.abc import Callable
-from heapq import heappop, heappush
+from heapq import heappop
 from math import inf, nextafter
 from threading import TIMEOUT_MAX, Condition
 from time import monotonic
 from typing import Any
 
-from serving.core.clock import Callback, Timer
+from serving.core.clock import Agenda, Callback
 from serving.units import Seconds
 
 LAGS_KEPT = 20_000
 """Timers whose lag is remembered."""
 
 
-class RealClock:
-    """Time since ``run`` first began. One thread runs it and books timers; any thread may ``post`` and ``stop``."""
+class RealClock(Agenda):
+    """Time since ``run`` first began. One thread runs it and books timers (another may, before it runs); any thread may
+    ``post`` and ``stop``."""
 
     def __init__(self) -> None:
-        self.now: Seconds = 0.0
-        self.num_events = 0
+        super().__init__()
         self._origin: Seconds | None = None
-        self._heap: list[tuple[Seconds, int, Timer]] = []
-        self._serial = 0
         self._inbox: deque[tuple[Callback, tuple[Any, ...]]] = deque()
         self._news = Condition()
         self._stopping = False
         self._lags: deque[Seconds] = deque(maxlen=LAGS_KEPT)
-
-    def call_at(self, when: Seconds, fn: Callback, *args: Any) -> Timer:
-        """Book a callback; an instant in the past (or NaN) raises. On the clock's thread, or before it runs."""
-        if not when >= self.now:
-            raise ValueError(f"cannot book {fn!r} at t={when}: it is already t={self.now}")
-        timer = Timer(when, fn, args)
-        self._serial += 1
-        heappush(self._heap, (when, self._serial, timer))
-        return timer
-
-    def call_later(self, delay: Seconds, fn: Callback, *args: Any) -> Timer:
-        """Book a callback after a delay >= 0."""
-        return self.call_at(self.now + delay, fn, *args)
 
     def post(self, fn: Callback, *args: Any) -> None:
         """Have a callback run as soon as the clock's thread is free; the method for other threads."""

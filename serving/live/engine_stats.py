@@ -9,7 +9,15 @@ from serving.core.cluster import Cluster
 from serving.core.instance import Phase
 from serving.core.request import Sequence
 from serving.live.output import FINISH_REASONS, EngineStats, FinishReason, ModelStats
-from serving.records import CONSOLIDATION_STAGES, DecisionRecord, Record, RequestRecord, StageRecord
+from serving.records import (
+    CONSOLIDATION_STAGES,
+    MIGRATION_OUTCOMES,
+    DecisionRecord,
+    MigrationRecord,
+    Record,
+    RequestRecord,
+    StageRecord,
+)
 from serving.units import Seconds, Tokens
 
 
@@ -23,6 +31,9 @@ class ModelTotals:
     losses: int = 0
     cold_starts: int = 0
     consolidations: int = 0
+    migrations: Counter[str] = field(default_factory=Counter)
+    """By outcome."""
+    migration_downtime: Seconds = 0.0
     finished: Counter[FinishReason] = field(default_factory=Counter)
 
 
@@ -32,6 +43,8 @@ class Totals:
 
     models: dict[str, ModelTotals]
     record: Callable[[Record], None] | None
+    models_of: dict[int, str] = field(default_factory=dict)
+    """By the id of an instance that was started."""
 
     @classmethod
     def of(cls, models: Iterable[str], record: Callable[[Record], None] | None) -> "Totals":
@@ -48,8 +61,14 @@ class Totals:
         elif isinstance(record, DecisionRecord) and record.model is not None:
             self.models[record.model].losses += record.action == "lose"
             self.models[record.model].cold_starts += record.action == "launch"
+            if record.action == "launch" and record.instance is not None:
+                self.models_of[record.instance] = record.model
         elif isinstance(record, StageRecord):
             self.models[record.model].consolidations += record.stage == CONSOLIDATION_STAGES[-1]
+        elif isinstance(record, MigrationRecord):
+            totals = self.models[self.models_of[record.source]]
+            totals.migrations[record.outcome] += 1
+            totals.migration_downtime += record.downtime
         if self.record is not None:
             self.record(record)
 
@@ -57,9 +76,11 @@ class Totals:
 def sequences_of(cluster: Cluster, model: str) -> list[Sequence]:
     """Sequences of a model that have not ended, held ones first."""
     instances = [instance for instance in cluster.instances if instance.model == model]
+    paused = (one.move.sequence for one in instances if one.move is not None and one.move.num_paused(one))
     return [
         *cluster.held.get(model, ()),
         *chain.from_iterable((*instance.waiting, *instance.running) for instance in instances),
+        *paused,
     ]
 
 
@@ -89,5 +110,7 @@ def _model_stats(cluster: Cluster, model: str, totals: ModelTotals) -> ModelStat
         losses=totals.losses,
         cold_starts=totals.cold_starts,
         consolidations=totals.consolidations,
+        migrations=tuple((outcome, totals.migrations[outcome]) for outcome in MIGRATION_OUTCOMES),
+        migration_downtime=totals.migration_downtime,
         finished=tuple((reason, totals.finished[reason]) for reason in FINISH_REASONS),
     )

@@ -1,5 +1,6 @@
 """Fleet: the worker processes of a live run, by the Worker that each is; whose they are, and what if one dies."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -132,8 +133,8 @@ class Fleet:
             link = self._links.pop(worker.process, None)
             if link is not None:
                 self._end(link)
-            for path in (self.socket_path(instance, worker.rank), self.kv_path(instance, worker)):
-                path.unlink(missing_ok=True)
+                self.kv_path(link).unlink(missing_ok=True)
+            self.socket_path(instance, worker.rank).unlink(missing_ok=True)
 
     def fault(self, worker: Worker, reason: str) -> None:
         """The worker is of no use any more: its instance is lost, unless it is gone anyway."""
@@ -146,9 +147,14 @@ class Fleet:
         """Where the worker of this rank listens for activations."""
         return self.sockets.with_name(f"{self.sockets.name}-{instance.instance_id}.{rank}")
 
-    def kv_path(self, instance: Instance, worker: Worker) -> Path:
-        """Where the process of one of a pipeline's workers takes KV from the others."""
-        return self.sockets.with_name(f"{self.sockets.name}-{instance.instance_id}.{key_of(instance, worker)[1]}.kv")
+    def kv_path(self, link: WorkerLink) -> Path:
+        """Where a process takes KV from others, whatever instance it is of."""
+        return self.sockets.with_name(f"{self.sockets.name}-{link.live.pid}.kv")
+
+    def num_stages(self, worker: Worker) -> int:
+        """Of the engine in whose place the worker stands: a process may have two."""
+        instances = () if self.cluster is None else self.cluster.instances
+        return next(len(instance.workers) for instance in instances if worker in instance.workers)
 
     def device_of(self, gpu: GPU) -> str:
         """The device that stands for a GPU of the testbed."""
@@ -156,6 +162,18 @@ class Fleet:
             return self.options.device
         gpus = [candidate for server in self.cluster.servers for candidate in server.gpus]
         return f"{self.options.device}:{gpus.index(gpu) % self.options.num_devices}"
+
+    def cores_of(self, gpu: GPU) -> list[int]:
+        """The cores that the threads of a process on this GPU of the testbed are bound to; none where this machine has
+        others to run them on, or too few, or where several processes share the GPU."""
+        if self.options.device != "cpu" or self.cluster is None or not hasattr(os, "sched_getaffinity"):
+            return []
+        gpus = [candidate for server in self.cluster.servers for candidate in server.gpus]
+        cores, threads = sorted(os.sched_getaffinity(0)), self.options.threads
+        if len(cores) != len(gpus) * threads or self._num_processes(gpu) > 1:
+            return []
+        first = gpus.index(gpu) * threads
+        return cores[first : first + threads]
 
     def close(self) -> None:
         """End every process and wait for it."""
@@ -167,6 +185,12 @@ class Fleet:
             link.join()
         for path in self.sockets.parent.glob(f"{self.sockets.name}-*"):
             path.unlink(missing_ok=True)  # of those that had to be killed
+
+    def _num_processes(self, gpu: GPU) -> int:
+        """Of living instances on a GPU."""
+        instances = () if self.cluster is None else self.cluster.instances
+        processes = (worker.process for instance in instances for worker in instance.workers if worker.gpu is gpu)
+        return len({id(process) for process in processes})
 
     def _spawn(self, name: str) -> WorkerLink:
         threads = str(self.options.threads)

@@ -86,6 +86,20 @@ def recv_into(sock: socket.socket, view: memoryview) -> None:
         filled += received
 
 
+def recv_into_all(sock: socket.socket, views: Sequence[memoryview]) -> None:
+    """Fill all views (of format ``B``), in order; ConnectionResetError when the peer closes before they are full."""
+    left = [view for view in views if view.nbytes]
+    left.reverse()
+    while left:
+        received = sock.recvmsg_into(left[: -MAX_BUFFERS - 1 : -1])[0]
+        if not received:
+            raise ConnectionResetError(f"closed by the peer with {sum(view.nbytes for view in left):,} bytes missing")
+        while left and received >= left[-1].nbytes:
+            received -= left.pop().nbytes
+        if received:
+            left[-1] = left[-1][received:]
+
+
 def _recv_exactly(sock: socket.socket, length: int) -> bytes:
     first = sock.recv(min(length, GROWTH)) if length else b""
     if len(first) == length:

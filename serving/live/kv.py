@@ -1,6 +1,5 @@
 """KvCache: the keys and values of every token of every sequence, in blocks, for the layers of one stage."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Self
@@ -80,43 +79,6 @@ class KvCache:
         rows = buffer[:size].view(blocks.numel(), -1)
         torch.index_select(pool.view(pool.shape[0], -1), 0, blocks, out=rows)
         return rows.view(-1, *pool.shape[1:])
-
-
-@dataclass(frozen=True, slots=True)
-class KvRows:
-    """Some blocks of some layers: bytes that another process with the same layers can take."""
-
-    pools: list[Tensor]
-    """Keys, then values, of layer after layer."""
-    index: Tensor
-    """int64 [n]: the blocks."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Of all of them."""
-        return sum(pool[0].nbytes for pool in self.pools) * self.index.numel()
-
-    def give(self, send: Callable[[memoryview], object]) -> None:
-        """Hand out the bytes, tensor by tensor."""
-        with torch.inference_mode():
-            for pool in self.pools:
-                send(_raw(pool.index_select(0, self.index).cpu()))
-
-    def take(self, fill: Callable[[memoryview], object]) -> None:
-        """Have views filled with such bytes, and write them to the blocks."""
-        with torch.inference_mode():
-            like = self.pools[0]
-            staged = torch.empty(self.index.numel(), *like.shape[1:], dtype=like.dtype)
-            for pool in self.pools:
-                fill(_raw(staged))
-                pool.index_copy_(0, self.index, staged.to(pool.device))
-            if like.is_cuda:
-                torch.cuda.synchronize(like.device)
-
-
-def _raw(tensor: Tensor) -> memoryview:
-    """The bytes of a tensor in host memory, writable."""
-    return tensor.view(torch.uint8).flatten().numpy().data
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str) -> Tensor:

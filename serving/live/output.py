@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from serving.records import MIGRATION_OUTCOMES
 from serving.units import Seconds, Tokens
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -76,6 +77,10 @@ class ModelStats:
     """Instances that were started."""
     consolidations: int = 0
     """Pipelines that have become workers with the whole model."""
+    migrations: tuple[tuple[str, int], ...] = tuple((outcome, 0) for outcome in MIGRATION_OUTCOMES)
+    """Migrations that have ended by what became of them, in the order of ``MIGRATION_OUTCOMES``."""
+    migration_downtime: Seconds = 0.0
+    """Sum over them, see ``MigrationRecord``."""
     finished: tuple[tuple[FinishReason, int], ...] = tuple((reason, 0) for reason in FINISH_REASONS)
     """Requests by how they ended, in the order of ``FINISH_REASONS``."""
 

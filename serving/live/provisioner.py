@@ -13,7 +13,7 @@ from serving.live.checkpoint import Checkpoint
 from serving.live.fleet import Fleet, key_of
 from serving.live.loops import ControlLoops
 from serving.live.recording import StageEnded, WorkerKey
-from serving.live.worker_link import Reply
+from serving.live.worker_link import Reply, WorkerLink
 
 
 class LiveProvisioner:
@@ -43,13 +43,12 @@ class LiveProvisioner:
         return self._fleet.options.num_blocks(instance)
 
     def grow(self, instance: Instance, whole: Worker) -> Signal:
-        """Make an engine of the whole model beside that of the worker's stage, and room for the others' KV."""
+        """Make an engine of the whole model beside that of the worker's stage."""
         ended = Signal(self._fleet.clock)
         link = self._fleet.link(whole)
         if link is not None:  # it died, of which the fleet tells
             end = partial(self._end, ended, key_of(instance, whole), "grow")
-            listen = str(self._fleet.kv_path(instance, whole))
-            link.call({"op": "grow", "listen": listen}, partial(_carried_out, end))
+            link.call({"op": "grow"}, partial(_carried_out, end))
         return ended
 
     def stop(self, instance: Instance, workers: tuple[Worker, ...]) -> None:
@@ -71,10 +70,10 @@ class LiveProvisioner:
             self._fleet.start(worker).when_greeted(end)
             return
         link = self._fleet.link(worker) or self._fleet.take_spare(worker)
-        command = self._command(instance, worker, stage)
+        command = self._command(instance, worker, stage, link)
         link.when_greeted(lambda: link.call(command, partial(_carried_out, end)))
 
-    def _command(self, instance: Instance, worker: Worker, stage: Stage) -> dict[str, Any]:
+    def _command(self, instance: Instance, worker: Worker, stage: Stage, link: WorkerLink) -> dict[str, Any]:
         if stage.work is Work.PROFILE:
             return {"op": "profile", "num_tokens": instance.max_step_tokens, **self._model(instance)}
         match stage.name:
@@ -83,7 +82,7 @@ class LiveProvisioner:
             case "context":
                 return {"op": "context", "device": self._fleet.device_of(worker.gpu)}
             case "engine":
-                return self._engine(instance, worker)
+                return {"inlet": str(self._fleet.kv_path(link)), **self._engine(instance, worker)}
         raise LookupError(f"stage {stage.name!r} of a cold start: a worker process has no such stage")
 
     def _engine(self, instance: Instance, worker: Worker) -> dict[str, Any]:
@@ -98,6 +97,7 @@ class LiveProvisioner:
             "connect": behind if worker.rank < last else None,
             "num_blocks": self._fleet.options.num_blocks(instance, worker if worker.whole else None),
             "block_size": BLOCK_SIZE,
+            "cores": self._fleet.cores_of(worker.gpu),
         }
 
     def _model(self, instance: Instance) -> dict[str, Any]:

@@ -55,10 +55,13 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvMoved:
-    """The KV of a pipeline's worker has reached the one that goes on alone."""
+    """KV of a worker has reached another: of a pipeline the one that goes on alone, or another instance's."""
 
     at: Seconds
     worker: WorkerKey
+    """Whose KV it was."""
+    serial: int
+    """Which of the worker's moves, from 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ Policies and mechanisms run unchanged in both worlds, so the same completions at
 decisions: equal records, times included.
 """
 
+from collections import Counter
 from collections.abc import Callable
 
 from serving.control import Control
@@ -30,7 +31,7 @@ from serving.live.recording import (
     Submitted,
     WorkerKey,
 )
-from serving.live.setup import LiveSetup, whole_run
+from serving.live.setup import FIRST_START, LiveSetup, whole_run
 from serving.records import DecisionRecord, Record
 from serving.serve import build_control
 from serving.units import Bytes
@@ -52,7 +53,7 @@ def replay(setup: LiveSetup, recording: Recording, client: Client | None = None)
             decisions.append(written)
 
     ports = ReplayedPorts(clock, recording, setup)
-    backend = Backend(clock=clock, executor=ports, transport=ports, provisioner=ports)
+    backend = Backend(clock=clock, executor=ports, transport=ports, provisioner=ports, first_start=FIRST_START)
     control = ports.control = build_control(setup.served, backend, record)
     ports.book_outside_events()
     if client is not None:
@@ -73,10 +74,11 @@ class ReplayedPorts:
         self._recording = recording
         self._num_loads: dict[WorkerKey, int] = {}
         self._num_rests: dict[WorkerKey, int] = {}
+        self._num_moves: Counter[WorkerKey] = Counter()
         events = recording.events
         self._stages = {(e.worker, e.stage): e for e in events if isinstance(e, StageEnded)}
         self._loads = {(e.worker, e.serial): e for e in events if isinstance(e, Loaded)}
-        self._moves = {e.worker: e for e in events if isinstance(e, KvMoved)}
+        self._moves = {(e.worker, e.serial): e for e in events if isinstance(e, KvMoved)}
         self._steps = {(e.instance, e.num_stages, e.serial): e for e in events if isinstance(e, StepEnded)}
         self._fetches: dict[tuple[WorkerKey, int], list[Fetched | FetchFailed]] = {}
         for event in events:
@@ -136,11 +138,13 @@ class ReplayedPorts:
             self._clock.call_at(event.at, arrival.finish)
         return arrival
 
-    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Arrival:
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], into: list[int], size: Bytes) -> Arrival:
         """The blocks' KV has moved when the recorded one had."""
-        del target, blocks  # they are in the recording
+        del target, blocks, into  # when is all that matters, and is in the recording
         arrival = Arrival(self._clock, size)
-        event = self._moves.get(key_of(self._instance_of(source), source))
+        key = key_of(self._instance_of(source), source)
+        event = self._moves.get((key, self._num_moves[key]))
+        self._num_moves[key] += 1
         if event is not None:
             self._clock.call_at(event.at, arrival.finish)
         return arrival

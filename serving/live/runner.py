@@ -1,6 +1,7 @@
 """StageRunner: one pipeline stage's model with its paged KV cache; runs steps and moves KV blocks in and out."""
 
 import sys
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -10,8 +11,10 @@ from torch import Tensor
 from serving.live.attention import attention_batch
 from serving.live.batch import Payload, StepBatch, StepSample, TokenLogprobs
 from serving.live.config import ModelConfig
+from serving.live.cpu.kernels import bind_threads
 from serving.live.errors import LiveError
-from serving.live.kv import KvCache, KvRows
+from serving.live.kv import KvCache
+from serving.live.kv_rows import DeviceRows, HostRows, Staging, rows_of
 from serving.live.model import StageModel
 from serving.live.sampling import Draws, sample, top_logprobs
 
@@ -53,6 +56,8 @@ class StageRunner:
         self._kv: KvCache | None = None
         self._num_blocks = self._block_size = 0
         self._staging = torch.empty(0, dtype=torch.int64)
+        self._kv_staging: Staging | None = None
+        """Of a GPU, once KV has been moved."""
 
     @property
     def kv(self) -> KvCache:
@@ -66,6 +71,11 @@ class StageRunner:
         if num_blocks < 1 or block_size < 1:
             raise LiveError(f"a KV cache of {num_blocks} blocks of {block_size} tokens holds nothing")
         self._take_kv(self._new_kv(num_blocks + (self.device.type == "cuda"), block_size), num_blocks)
+
+    def bind(self, cores: Sequence[int]) -> None:
+        """Keep the calling thread, which runs the steps, and those that compute with it on cores of their own."""
+        if cores:
+            bind_threads(cores)
 
     def grown(self, tensors: dict[str, Tensor]) -> "StageRunner":
         """A runner of the whole model, of this stage and of the tensors that it lacks. Both may be used by turns: they
@@ -110,13 +120,16 @@ class StageRunner:
                 self._sample(computed, batch)
         self.synchronize()
 
-    def kv_rows(self, layers: range, blocks: list[int]) -> KvRows:
-        """The KV of some blocks, in some of the layers, tensor by tensor."""
+    def kv_rows(self, layers: range, blocks: list[int]) -> HostRows | DeviceRows:
+        """The KV of some blocks, in some of the layers; another thread than that of the steps may give or take it."""
         if layers.start < self.layers.start or layers.stop > self.layers.stop:
             here = f"{self.layers.start}..{self.layers.stop}"
             raise LiveError(f"no KV of layers {layers.start}..{layers.stop} in a stage of layers {here}")
         first = 2 * (layers.start - self.layers.start)
-        return KvRows(self._pools()[first : first + 2 * len(layers)], self._block_index(blocks))
+        self._check_blocks(blocks)
+        if self.device.type == "cuda" and self._kv_staging is None:
+            self._kv_staging = Staging(self.device)
+        return rows_of(self._pools()[first : first + 2 * len(layers)], blocks, self._kv_staging)
 
     def kv_read(self, blocks: list[int]) -> Tensor:
         """The bytes of KV blocks as uint8 on the CPU: layer by layer, keys before values, in the order given."""
@@ -216,9 +229,12 @@ class StageRunner:
         return [pool for pair in zip(kv.keys, kv.values, strict=True) for pool in pair]
 
     def _block_index(self, blocks: list[int]) -> Tensor:
+        self._check_blocks(blocks)
+        return torch.tensor(blocks, dtype=torch.int64, device=self.device)
+
+    def _check_blocks(self, blocks: list[int]) -> None:
         if not blocks or min(blocks) < 0 or max(blocks) >= self._num_blocks:
             raise LiveError(f"KV blocks {blocks[:8]} are not among the {self._num_blocks} of this stage")
-        return torch.tensor(blocks, dtype=torch.int64, device=self.device)
 
 
 def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import math
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -20,6 +21,7 @@ from serving.core.ports import Backend, System
 from serving.core.request import Request
 from serving.live.checkpoint import Checkpoint
 from serving.live.clock import RealClock
+from serving.live.cpu.build import build
 from serving.live.errors import LiveError
 from serving.live.executor import LiveExecutor
 from serving.live.fleet import Fleet, WorkerOptions
@@ -29,11 +31,15 @@ from serving.live.provisioner import LiveProvisioner
 from serving.live.recording import Recording
 from serving.live.store_link import OnSpawn, StoreLink
 from serving.live.transport import LiveTransport
+from serving.policies.fixed_instances import STREAMED_START
 from serving.records import Record
 from serving.serve import Setup, build_control
 from serving.testbed import Testbed
 from serving.units import Bytes, BytesPerSecond
 from serving.workload.clients import Client
+
+FIRST_START = STREAMED_START
+"""Of instances that a system has from the beginning: no process is there by itself, so they start the fastest way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,13 +55,6 @@ class LiveSetup:
     seed: int = 0
     """Of made-up prompts, and of waits for the control plane's loops."""
     workers: WorkerOptions = field(default_factory=WorkerOptions)
-
-    def __post_init__(self) -> None:
-        if not self.system.runs_live:
-            raise LiveError(
-                f"{self.system.name} is simulated only: live workers cannot move a sequence from one instance to "
-                "another yet. Take another system"
-            )
 
     @property
     def served(self) -> Setup:
@@ -97,6 +96,8 @@ def running(
     """Storage servers, prefetchers and a control plane, for whoever runs the clock; afterwards no process, port, region
     or socket file is left. The recording, if one is wanted, gets everything that comes in from outside."""
     checkpoints = setup.open_checkpoints()
+    if setup.workers.device == "cpu" and (reason := build()):
+        print(f"workers compute without kernels for this processor, more slowly: {reason}", file=sys.stderr, flush=True)
     clock = RealClock()
     with ExitStack() as stack:
         run_id = f"{os.getpid()}.{secrets.token_hex(3)}"
@@ -106,7 +107,9 @@ def running(
         stack.callback(transport.close)
         provisioner = LiveProvisioner(fleet, ControlLoops(clock, setup.seed), checkpoints)
         executor = LiveExecutor(fleet, setup.seed)
-        backend = Backend(clock=clock, executor=executor, transport=transport, provisioner=provisioner)
+        backend = Backend(
+            clock=clock, executor=executor, transport=transport, provisioner=provisioner, first_start=FIRST_START
+        )
         control = build_control(setup.served, backend, record)
         fleet.cluster, fleet.on_lost = control.cluster, control.lose
         stores = _start_stores(stack, setup, control.cluster.servers)

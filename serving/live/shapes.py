@@ -59,6 +59,7 @@ class Changes:
     kv_heads: int | None = None
     ffn: int | None = None
     vocab: int | None = None
+    positions: int | None = None
 
 
 def config_table(like: str, changes: Changes, dtype: str) -> dict[str, Any]:
@@ -95,6 +96,7 @@ class _Shape:
     kv_heads: int
     ffn: int
     vocab: int
+    positions: int
 
     @classmethod
     def of(cls, spec: ModelSpec, changes: Changes) -> "_Shape":
@@ -102,6 +104,7 @@ class _Shape:
         named = {
             "layers": spec.num_layers, "hidden": spec.hidden, "heads": spec.num_heads,
             "kv_heads": spec.num_kv_heads, "ffn": spec.ffn, "vocab": spec.vocab,
+            "positions": spec.learned_positions - 2 if spec.learned_positions else _of(_POSITIONS, spec.slug, 2048),
         }  # fmt: skip
         asked = {name: value for name, value in asdict(changes).items() if value is not None}
         if spec.num_kv_heads == spec.num_heads and "heads" in asked:
@@ -140,7 +143,7 @@ def _llama(spec: ModelSpec, shape: _Shape) -> dict[str, Any]:
         "model_type": "qwen2" if is_qwen else "llama",
         "num_key_value_heads": shape.kv_heads,
         "intermediate_size": shape.ffn,
-        "max_position_embeddings": _of(_POSITIONS, spec.slug, 2048),
+        "max_position_embeddings": shape.positions,
         "rms_norm_eps": _of(_EPS, spec.slug, 1e-5),
         "rope_theta": _of(_ROPE, spec.slug, 10000.0),
         "hidden_act": "silu",
@@ -148,11 +151,12 @@ def _llama(spec: ModelSpec, shape: _Shape) -> dict[str, Any]:
 
 
 def _opt(spec: ModelSpec, shape: _Shape) -> dict[str, Any]:
+    del spec  # all OPTs of this layout have the same rest
     return {
         "architectures": ["OPTForCausalLM"],
         "model_type": "opt",
         "ffn_dim": shape.ffn,
-        "max_position_embeddings": spec.learned_positions - 2,
+        "max_position_embeddings": shape.positions,
         "word_embed_proj_dim": shape.hidden,
         "do_layer_norm_before": True,
         "activation_function": "relu",
@@ -166,7 +170,7 @@ def _falcon(spec: ModelSpec, shape: _Shape) -> dict[str, Any]:
         "architectures": ["FalconForCausalLM"],
         "model_type": "falcon",
         "ffn_hidden_size": shape.ffn,
-        "max_position_embeddings": 2048,
+        "max_position_embeddings": shape.positions,
         "layer_norm_epsilon": 1e-5,
         "rope_theta": 10000.0,
         "multi_query": shape.kv_heads == 1,

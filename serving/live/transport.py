@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from math import isinf
 from typing import Any
 
 from serving.core.hardware import Server, StorageServer
@@ -14,11 +13,12 @@ from serving.core.worker import Worker
 from serving.live.arrival import Arrival, Inflow
 from serving.live.checkpoint import Checkpoint
 from serving.live.errors import LiveError
-from serving.live.fleet import Fleet, key_of
+from serving.live.fleet import Fleet
+from serving.live.kv_moves import KvMoves
 from serving.live.part import Part
 from serving.live.prefetch_link import PrefetchLink
 from serving.live.processes import start_prefetcher
-from serving.live.recording import Fetched, FetchFailed, KvMoved, Loaded, WorkerKey
+from serving.live.recording import Fetched, FetchFailed, Loaded, WorkerKey
 from serving.live.shared_region import exists, region_name, unlink
 from serving.live.store_link import StoreLink
 from serving.live.worker_link import LAST_CHANCE, Reply
@@ -60,6 +60,7 @@ class LiveTransport:
         self._checkpoints = checkpoints
         self.stores: dict[StorageServer, StoreLink] = {}
         self._serials = count()
+        self._kv_moves = KvMoves(fleet)
         self._prefetchers: dict[Server, PrefetchLink] = {}
         self._fetches: dict[int, Fetch] = {}
         """By id, until released."""
@@ -164,26 +165,9 @@ class LiveTransport:
         link.call(command, loaded)
         return arrival
 
-    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Arrival:
+    def move_kv(self, source: Worker, target: Worker, blocks: list[int], into: list[int], size: Bytes) -> Arrival:
         """The blocks' KV, from one process to the other over a socket between them, as fast as their servers' links."""
-        arrival = Arrival(self._fleet.clock, size)
-        giver, taker, instance = self._fleet.link(source), self._fleet.link(target), self._fleet.instance_of(source)
-        if giver is not None and taker is not None and instance is not None:  # one died, of which the fleet tells
-            what = {"layers": [source.layers.start, source.layers.stop], "blocks": blocks}
-            to = str(self._fleet.kv_path(instance, target))
-            rate = min(source.server.uplink.capacity, target.server.downlink.capacity)
-            limit = None if source.server is target.server or isinf(rate) else rate
-            taker.call(
-                {"op": "kv_take", **what, "rate": limit}, partial(self._moved, arrival, key_of(instance, source))
-            )
-            giver.call({"op": "kv_give", **what, "num_stages": len(instance.workers), "to": to}, None)
-        return arrival
-
-    def _moved(self, arrival: Arrival, worker: WorkerKey, reply: Reply) -> None:
-        del reply  # says how many bytes they were
-        if arrival.under_way:
-            self._fleet.record(KvMoved(at=self._fleet.clock.now, worker=worker))
-            arrival.finish()
+        return self._kv_moves.start(source, target, blocks, into, size)
 
     def _source(self, worker: Worker) -> Fetch:
         """Where the worker's bytes are: in the region of its own fetch, or in what the server keeps."""

@@ -12,24 +12,26 @@ Commands come as frames over the socket N, each with ``op`` and ``id``; the answ
     load       first_layer, tensors [i, j),     copy tensors of the part from that layer on to the device, once they
                loader                           have arrived
     profile    num_tokens, MODEL                one forward pass
-    engine     MODEL, STAGE                     make the KV cache, meet the neighbours
+    engine     MODEL, STAGE, inlet, cores       make the KV cache, meet the neighbours; others may give KV at ``inlet``
     step       num_stages, a StepBatch          the last stage answers with a StepSample; the others only if they fail
     kv_read    num_stages, blocks               their bytes, in the order of ``StageRunner.kv_read``
     kv_write   num_stages, blocks               and back
-    grow       listen                           of all parts, make an engine of one stage beside that of the pipeline;
-                                                others may give it KV at ``listen``
-    kv_take    layers, blocks, rate             take their KV, for the engine of one stage, at a rate at most (or null)
-    kv_give    num_stages, layers, blocks, to   give it to the process that listens at ``to``
+    kv_take    num_stages, KV, rate             take others' KV, at a rate at most (or null)
+    kv_give    num_stages, KV, to               give it to the process that listens at ``to``
+    kv_drop    move                             stop a take or a give; what comes behind runs when it writes no more
+    grow                                        of all parts, make an engine of one stage beside that of the pipeline
     shed       num_stages                       the pipeline is no more: end its engine
     exit
 
 MODEL is ``config`` (ModelConfig), ``dtype`` and ``threads``; the first command with it builds the model. STAGE is
-``rank``, ``num_stages``, ``listen``, ``connect``, ``num_blocks`` and ``block_size``. Elsewhere ``num_stages`` says
-which engine is meant.
+``rank``, ``num_stages``, ``listen``, ``connect``, ``num_blocks`` and ``block_size``. KV is ``move``, the number of the
+move, ``layers``, ``blocks`` and ``patience``, the time without a byte after which the other process has stalled; the
+answer has the ``outcome``. Elsewhere ``num_stages`` says which engine is meant.
 
-The device, parts and their loading, growth and KV that comes in have a thread of their own, so that tensors stream to
-the device while the main thread imports, and later while it computes steps; everything else happens on the main thread
-in order of arrival. The process ends when control's end of the socket closes, even in the middle of a step.
+The device, parts and their loading, growth and KV that comes or goes have a thread of their own, so that tensors stream
+to the device while the main thread imports, and later, as KV does, while it computes steps; everything else happens on
+the main thread in order of arrival. The process ends when control's end of the socket closes, even in the middle of a
+step.
 """
 
 import argparse
@@ -44,13 +46,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from serving.core.stages import Loader
 from serving.live.errors import LiveError
 from serving.live.frames import recv_frame, send_frame
+from serving.live.kv_move import KvTraffic
 from serving.live.part import Part
 from serving.live.shared_region import SharedRegion
 from serving.live.signals import leave_signals_to_control
 from serving.live.worker_stages import Device, Weights, open_device
 
 if TYPE_CHECKING:
-    from serving.live.kv_move import KvInlet
+    from serving.live.kv_move import Rows
     from serving.live.pipeline_stage import PipelineStage
     from serving.live.runner import StageRunner
 
@@ -74,7 +77,7 @@ class Worker:
         """Of the stage."""
         self._engines: dict[int, PipelineStage] = {}
         """By number of stages."""
-        self._inlet: KvInlet | None = None
+        self._traffic = KvTraffic()
         self._main: SimpleQueue[Command] = SimpleQueue()
         self._side: SimpleQueue[Command] = SimpleQueue()
         self._on_main: dict[str, Callable[[Header, bytes], Answer | None]] = {
@@ -84,7 +87,7 @@ class Worker:
             "step": self._run_step,
             "kv_read": self._read_kv,
             "kv_write": self._write_kv,
-            "kv_give": self._give_kv,
+            "kv_drop": self._drop_kv,
             "shed": self._shed,
         }
         self._beside: dict[str, Callable[[Header, bytes], Answer | None]] = {
@@ -93,6 +96,7 @@ class Worker:
             "load": self._load,
             "grow": self._grow,
             "kv_take": self._take_kv,
+            "kv_give": self._give_kv,
         }
 
     def run(self) -> None:
@@ -104,9 +108,9 @@ class Worker:
 
     def end(self, code: int = 0) -> None:
         """Leave at once, whatever runs: nobody waits for its result any more, and the system takes all memory back."""
-        for thing in (*self._engines.values(), self._inlet):
-            if thing is not None:
-                thing.close()
+        for engine in self._engines.values():
+            engine.close()
+        self._traffic.close()
         os._exit(code)
 
     def _receive(self) -> None:
@@ -117,6 +121,7 @@ class Worker:
                 if header.get("op") == "exit":
                     self._send({"id": header.get("id"), "ok": True}, [])
                     break
+                self._note_move(header)
                 (self._side if header.get("op") in self._beside else self._main).put((header, payload))
         except (EOFError, OSError):
             pass
@@ -124,6 +129,14 @@ class Worker:
             traceback.print_exc()
             self.end(1)
         self.end()
+
+    def _note_move(self, header: Header) -> None:
+        """A move of KV can be stopped from the moment at which its command is here, and is as soon as that one's is."""
+        match header:
+            case {"op": "kv_take" | "kv_give", "move": int(number)}:
+                self._traffic.expect(number)
+            case {"op": "kv_drop", "move": int(number)}:
+                self._traffic.drop(number)
 
     def _carry_out(self, commands: SimpleQueue[Command], methods: dict[str, Callable[..., Answer | None]]) -> None:
         while True:
@@ -183,7 +196,9 @@ class Worker:
             raise LiveError("engine: it runs already")
         place, runner = StagePlace.of(header), self._model(header)
         runner.allocate(place.num_blocks, place.block_size)
+        runner.bind(header.get("cores", ()))
         self._engines[place.num_stages] = PipelineStage(runner, place.listen, place.connect)
+        self._traffic.listen(header["inlet"])
         return {}, []
 
     def _run_step(self, header: Header, payload: bytes) -> Answer | None:
@@ -197,36 +212,38 @@ class Worker:
         self._engine(header).kv_write(header["blocks"], payload)
         return {}, []
 
-    def _grow(self, header: Header, _payload: bytes) -> Answer:
-        from serving.live.kv_move import KvInlet
+    def _grow(self, _header: Header, _payload: bytes) -> Answer:
         from serving.live.pipeline_stage import PipelineStage
 
         runner = _made(self._runner, "engine")
         rest = [weights for weights in self._parts.values() if weights.part.layers != runner.layers]
         tensors = {name: tensor for weights in rest for name, tensor in weights.tensors().items()}
-        self._inlet = KvInlet(header["listen"])
         self._engines[1] = PipelineStage(runner.grown(tensors))
         return {}, []
 
     def _take_kv(self, header: Header, _payload: bytes) -> Answer:
-        layers = range(*header["layers"])
-        rows = self._engine({**header, "num_stages": 1}).runner.kv_rows(layers, header["blocks"])
-        _made(self._inlet, "grow").take(layers, rows, header["rate"])
-        return {"bytes": rows.num_bytes}, []
+        rate, patience = header["rate"], header["patience"]
+        return self._move_kv(header, lambda number, rows: self._traffic.take(number, rows, rate, patience))
 
     def _give_kv(self, header: Header, _payload: bytes) -> Answer:
-        from serving.live.kv_move import give_kv
+        to, patience = header["to"], header["patience"]
+        return self._move_kv(header, lambda number, rows: self._traffic.give(number, to, rows, patience))
 
-        layers = range(*header["layers"])
-        give_kv(header["to"], layers, self._engine(header).runner.kv_rows(layers, header["blocks"]))
-        return {}, []
+    def _move_kv(self, header: Header, carry: "Callable[[int, Rows], str]") -> Answer:
+        number = header["move"]
+        try:
+            rows = self._engine(header).runner.kv_rows(range(*header["layers"]), header["blocks"])
+            return {"outcome": carry(number, rows), "bytes": rows.num_bytes}, []
+        finally:
+            self._traffic.end(number)
+
+    def _drop_kv(self, header: Header, _payload: bytes) -> None:
+        self._traffic.await_end(header["move"])
 
     def _shed(self, header: Header, _payload: bytes) -> Answer:
         self._engine(header).close()
         del self._engines[header["num_stages"]]
-        if self._inlet is not None:
-            self._inlet.close()
-        self._inlet = self._runner = None
+        self._runner = None
         return {}, []
 
     def _engine(self, header: Header) -> "PipelineStage":

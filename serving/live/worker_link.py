@@ -21,7 +21,7 @@ ANSWER_LIMIT: Seconds = 120.0
 """A worker that owes an answer and says nothing for so long is taken for hung: no step and no stage takes as long."""
 LAST_CHANCE: Seconds = 1.0
 """What it has beyond the limit: this process may have been stopped itself, and an answer may lie in its socket."""
-BESIDE = ("context", "part", "load", "grow", "kv_take")
+BESIDE = ("context", "part", "load", "grow", "kv_take", "kv_give")
 """Commands that a worker carries out on a thread of their own, while steps go on."""
 GRACE: Seconds = 1.0
 """What a worker has to end by itself: its GPU memory has been given away already."""

@@ -153,7 +153,7 @@ class Consolidation:
             for worker in group.workers:
                 if worker is not self.kept[0] and blocks:
                     size = len(blocks) * self._block_bytes(worker)
-                    moves.append(self.backend.transport.move_kv(worker, target, blocks, size))
+                    moves.append(self.backend.transport.move_kv(worker, target, blocks, blocks, size))
             for move in moves:
                 yield move.done
         finally:

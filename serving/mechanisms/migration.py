@@ -119,13 +119,13 @@ class Migration:
     def _copy(self, num_blocks: int) -> FlowBody:
         """One stage: the next so many blocks, from every worker to the one of its rank."""
         began_at, spec = self.backend.clock.now, self.action.source.spec
-        blocks = self.action.sequence.block_table[self.num_copied : self.num_copied + num_blocks]
+        stage = slice(self.num_copied, self.num_copied + num_blocks)
+        blocks, into = self.action.sequence.block_table[stage], self.move.reservation.blocks[stage]
+        size = num_blocks * BLOCK_SIZE * spec.kv_bytes_per_layer
         self.num_stages += 1
         self.move.settle()
         transfers = [
-            self.backend.transport.move_kv(
-                source, target, blocks, num_blocks * BLOCK_SIZE * spec.kv_bytes_per_layer * len(source.layers)
-            )
+            self.backend.transport.move_kv(source, target, blocks, into, size * len(source.layers))
             for source, target in zip(self.action.source.workers, self.action.target.workers, strict=True)
         ]
         try:

@@ -54,9 +54,11 @@ class SimTransport:
             del left[:count]
         return tuple(pieces)
 
-    def move_kv(self, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> "SimTransfer | KvCopy":
+    def move_kv(
+        self, source: Worker, target: Worker, blocks: list[int], into: list[int], size: Bytes
+    ) -> "SimTransfer | KvCopy":
         """Over host memory and, between servers, their NICs."""
-        del blocks  # their number is in the size
+        del blocks, into  # their number is in the size
         path: tuple[Link, ...] = (source.gpu.pcie, source.server.uplink, target.server.downlink, target.gpu.pcie)
         costs = self._engines.get(source.server.kind, ROOFLINE)
         if costs.copy_rate is None:

@@ -1,4 +1,4 @@
-"""Clients: flows that send requests; open loop by the clock, closed loop by the answers."""
+"""Clients: flows that send requests; open loop by the clock, closed loop and batches by the answers."""
 
 from collections.abc import Callable, Iterable
 from random import Random
@@ -37,6 +37,19 @@ def closed_loop(requests: Iterable[Request], gap: Seconds, phase: Seconds, seed:
         for request in requests:
             yield waits.uniform(0.0, phase)
             yield send(request)
+            yield gap
+
+    return flow
+
+
+def batches(groups: Iterable[Iterable[Request]], gap: Seconds) -> Client:
+    """Send the requests of a group all at once, wait for all their answers, wait ``gap``, and again with the next."""
+
+    def flow(send: Send) -> FlowBody:
+        for group in groups:
+            answers = [send(request) for request in group]
+            for answer in answers:  # noqa: UP028 - an iterator of a list takes no values
+                yield answer
             yield gap
 
     return flow

@@ -43,7 +43,7 @@ class CommandError(AssertionError):
     """A worker answered that it could not."""
 
 
-def make_lively(folder: Path, **changes: Any) -> Path:
+def make_lively(folder: Path, scale: float = 10.0, **changes: Any) -> Path:
     """A random model whose layers matter: with weights as small as usual it would repeat one token forever."""
     from safetensors.torch import load_file, save_file
 
@@ -51,7 +51,7 @@ def make_lively(folder: Path, **changes: Any) -> Path:
     weights = load_file(folder / "model.safetensors")
     for name, values in weights.items():
         if ".layers." in name and values.dim() == 2:
-            values.mul_(10)
+            values.mul_(scale)
     save_file(weights, folder / "model.safetensors")
     return folder
 
@@ -128,8 +128,9 @@ class Stages:
 
     def close(self) -> None:
         """End the processes."""
-        for worker in self.workers:
+        for rank, worker in enumerate(self.workers):
             worker.live.stop()
+            self.inlet(rank).unlink(missing_ok=True)
         leftovers = list(self.sockets.iterdir())
         shutil.rmtree(self.sockets)
         assert leftovers == []
@@ -144,7 +145,12 @@ class Stages:
             "connect": str(self.sockets / f"{rank + 1}") if rank < last else None,
             "num_blocks": NUM_BLOCKS,
             "block_size": BLOCK_SIZE,
+            "inlet": str(self.inlet(rank)),
         }
+
+    def inlet(self, rank: int) -> Path:
+        """Where a worker takes KV."""
+        return self.sockets / f"{rank}.kv"
 
     def send_step(self, batch: StepBatch) -> int:
         """Give a step to every stage; returns the command id of the last."""

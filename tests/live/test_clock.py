@@ -110,7 +110,8 @@ def test_posts_that_the_wall_cannot_tell_apart_have_instants_of_their_own(monkey
 def test_a_wait_ends_when_a_post_comes() -> None:
     clock = RealClock()
     clock.call_at(60.0, pytest.fail, "the post was not heard")
-    Thread(target=lambda: (time.sleep(0.02), clock.post(clock.stop))).start()
+    thread = Thread(target=lambda: (time.sleep(0.02), clock.post(clock.stop)))
+    clock.call_at(0.0, thread.start)  # the clock's time has begun by then
     clock.run()
     assert 0.02 <= clock.now < 30.0
 

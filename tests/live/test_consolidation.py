@@ -7,6 +7,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from tempfile import gettempdir
 from time import monotonic, sleep
+from typing import Any
 
 import pytest
 
@@ -117,8 +118,9 @@ def check_memory(run: LiveRun, seen: Watched, full: int) -> None:
     wait_until_gone(seen.pids[full:])
     assert sum(gpu.memory.used for server in cluster.servers for gpu in server.gpus) == full * WHOLE
     assert sum(server.host_memory.used for server in cluster.servers) == full * (WHOLE + POD_OVERHEAD)
-    folders = Path("/dev/shm"), Path(gettempdir())  # regions; sockets between stages and for KV
-    until(lambda: not [path for folder in folders for path in folder.glob(f"aebench-{os.getpid()}.*")])
+    folders = Path("/dev/shm"), Path(gettempdir())  # regions; sockets between stages, and where those that live take KV
+    inlets = {run.fleet.kv_path(link) for link in run.fleet._links.values()}
+    until(lambda: {path for folder in folders for path in folder.glob(f"aebench-{os.getpid()}.*")} == inlets)
     for instance in cluster.instances:
         assert instance.pool is not None
         assert instance.pool.num_free == instance.pool.num_blocks
@@ -194,11 +196,11 @@ class Strikes:
             return False
         return self._take_alone(network, servers)
 
-    def move(self, transport: LiveTransport, source: Worker, target: Worker, blocks: list[int], size: Bytes) -> Arrival:
+    def move(self, transport: LiveTransport, source: Worker, *others: Any) -> Arrival:
         """Who gives KV."""
         assert self.run is not None
         self.strike("give", pid_of(self.run, source))
-        return self._move(transport, source, target, blocks, size)
+        return self._move(transport, source, *others)
 
 
 @pytest.mark.parametrize("phases", [("fetch", "load"), ("waiting", "give")], ids=str)

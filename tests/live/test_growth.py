@@ -49,6 +49,11 @@ def alone(stages: Stages, rank: int, ids: list[int], num_computed: int, blocks: 
     return int(StepSample.decode(*answer).ids.item())
 
 
+def a_move(number: int, layers: list[int], blocks: list[int], patience: float = 10.0) -> dict[str, Any]:
+    """What both commands of a move say."""
+    return {"move": number, "layers": layers, "blocks": blocks, "patience": patience}
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_stage_grows_while_the_pipeline_serves_and_goes_on_with_its_kv(
     folder: Path, stages: Stages, rank: int
@@ -64,8 +69,7 @@ def test_a_stage_grows_while_the_pipeline_serves_and_goes_on_with_its_kv(
         for tensors in ([0, 3], [3, len(rest.tensors)]):
             worker.call("load", first_layer=rest.layers.start, tensors=tensors, loader="background")
             first += stages.step(a_step(first[-1:], len(PROMPTS[0]) + len(first) - 1, BLOCKS[0])).ids.tolist()
-    inlet = str(stages.sockets / "kv")
-    worker.call("grow", listen=inlet)
+    worker.call("grow")
 
     second = [alone(stages, rank, PROMPTS[1], 0, BLOCKS[1])]
     third = generate(stages, PROMPTS[2], 2, BLOCKS[2])  # begun by the pipeline, beside the whole model
@@ -73,11 +77,13 @@ def test_a_stage_grows_while_the_pipeline_serves_and_goes_on_with_its_kv(
         first += stages.step(a_step(first[-1:], len(PROMPTS[0]) + len(first) - 1, BLOCKS[0])).ids.tolist()
         second.append(alone(stages, rank, second[-1:], len(PROMPTS[1]) + len(second) - 1, BLOCKS[1]))
 
-    what: dict[str, Any] = {"layers": [rest.layers.start, rest.layers.stop], "blocks": BLOCKS[0] + BLOCKS[2]}
+    what = a_move(0, [rest.layers.start, rest.layers.stop], BLOCKS[0] + BLOCKS[2])
     asked_at = monotonic()
-    taking = worker.send("kv_take", **what, rate=0.2e6)
-    other.call("kv_give", **what, num_stages=2, to=inlet)
-    num_bytes = worker.wait(taking)[0]["bytes"]
+    taking = worker.send("kv_take", **what, num_stages=1, rate=0.2e6)
+    assert other.call("kv_give", **what, num_stages=2, to=str(stages.inlet(rank)))[0]["outcome"] == "whole"
+    taken, _ = worker.wait(taking)
+    num_bytes = taken["bytes"]
+    assert taken["outcome"] == "whole"
     assert num_bytes == 14 * 2 * (2 * 4 * 2 * 16 * 4)  # blocks x layers x bytes of one
     assert monotonic() - asked_at >= num_bytes / 0.2e6 - BURST
     worker.call("shed", num_stages=2)
@@ -97,17 +103,16 @@ def test_kv_that_does_not_fit_is_refused_in_one_line(folder: Path, stages: Stage
     with filled_region(stages.checkpoint, rest) as region:
         worker.call("part", part=rest.to_json(), region=region.name)
         worker.call("load", first_layer=2, tensors=[0, len(rest.tensors)], loader="background")
-    inlet = str(stages.sockets / "kv")
-    with pytest.raises(CommandError, match=r"KV of layers 2..4 was not taken"):
-        other.call("kv_give", layers=[2, 4], blocks=[1], num_stages=2, to=inlet)
-    worker.call("grow", listen=inlet)
+    worker.call("grow")
+    to, nobody = str(stages.inlet(0)), str(stages.sockets / "nobody")
+    assert other.call("kv_give", **a_move(0, [2, 4], [1]), num_stages=2, to=nobody)[0]["outcome"] == "gone"
     with pytest.raises(CommandError, match=r"no KV of layers 1..4 in a stage of layers 2..4"):
-        other.call("kv_give", layers=[1, 4], blocks=[1], num_stages=2, to=inlet)
+        other.call("kv_give", **a_move(1, [1, 4], [1]), num_stages=2, to=to)
     with pytest.raises(CommandError, match=r"KV blocks \[32\] are not among the 32"):
-        worker.call("kv_take", layers=[2, 4], blocks=[32], rate=None)
-    taking = worker.send("kv_take", layers=[2, 4], blocks=[1, 2], rate=None)
-    other.send("kv_give", layers=[2, 4], blocks=[1], num_stages=2, to=inlet)
-    with pytest.raises(CommandError, match=r"layers 2..4: expected 4096 bytes, 2048 are given"):
+        worker.call("kv_take", **a_move(2, [2, 4], [32]), num_stages=1, rate=None)
+    taking = worker.send("kv_take", **a_move(3, [2, 4], [1, 2]), num_stages=1, rate=None)
+    other.send("kv_give", **a_move(3, [2, 4], [1]), num_stages=2, to=to)
+    with pytest.raises(CommandError, match=r"KV: expected 4096 bytes, 2048 are given"):
         worker.wait(taking)
     assert alone(stages, 0, PROMPTS[0], 0, BLOCKS[0]) == generate(InOneProcess(folder), PROMPTS[0], 1, BLOCKS[0])[0]
 

@@ -251,7 +251,7 @@ def test_memory_is_not_taken_much_further_than_the_bytes_are(run_id: str, monkey
         region.unlink()
         pages = PagesAhead(region)
         pages.wait(10_000)
-        until = time.monotonic() + 5
+        until = time.monotonic() + 60
         while taken[-1] < 14_000 and time.monotonic() < until:
             time.sleep(0.01)
         time.sleep(0.05)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from serving.core.clock import Signal, SimClock, spawn
 from serving.core.request import Request
-from serving.workload.clients import Client, closed_loop, cold_requests, open_loop
+from serving.workload.clients import Client, batches, closed_loop, cold_requests, open_loop
 from tests.build import make_requests
 
 Sent = list[tuple[float, int]]
@@ -53,6 +53,17 @@ def test_a_closed_loop_waits_for_the_answer_and_the_gap() -> None:
 
 def test_a_closed_loop_without_an_answer_sends_nothing_more() -> None:
     assert drive(closed_loop(make_requests(3), gap=1.0, phase=0.0, seed=0), None) == [(0.0, 0)]
+
+
+def test_a_batch_comes_at_once_and_the_next_a_gap_after_its_last_answer() -> None:
+    # sent at 0, answered at 2; half a second of silence
+    first, second = make_requests(5)[:3], make_requests(5)[3:]
+    sent = drive(batches([first, second], gap=0.5), 2.0)
+    assert sent == [(0.0, 0), (0.0, 1), (0.0, 2), (2.5, 3), (2.5, 4)]
+
+
+def test_without_all_answers_there_is_no_next_batch() -> None:
+    assert drive(batches([make_requests(2), make_requests(1)], gap=0.5), None) == [(0.0, 0), (0.0, 1)]
 
 
 @given(st.integers(0, 50))

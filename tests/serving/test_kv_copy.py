@@ -36,7 +36,7 @@ class Bench:
 
 def test_a_copy_takes_its_latency_and_its_bytes_at_the_rate() -> None:
     bench = Bench()
-    copy = bench.transport.move_kv(bench.worker(0, 0), bench.worker(1, 0), [], 1 * GB)
+    copy = bench.transport.move_kv(bench.worker(0, 0), bench.worker(1, 0), [], [], 1 * GB)
     ends: list[float] = []
     copy.done.wait(lambda _: ends.append(bench.clock.now))
     half = copy.reached(0.5 * GB)
@@ -47,7 +47,7 @@ def test_a_copy_takes_its_latency_and_its_bytes_at_the_rate() -> None:
 
 def test_copies_of_one_servers_gpus_share_its_nic() -> None:
     bench = Bench(nic_gbps=24)  # 3 GB/s for two copies that could take 2 GB/s each
-    copies = [bench.transport.move_kv(bench.worker(0, gpu), bench.worker(1, gpu), [], 1.5 * GB) for gpu in (0, 1)]
+    copies = [bench.transport.move_kv(bench.worker(0, gpu), bench.worker(1, gpu), [], [], 1.5 * GB) for gpu in (0, 1)]
     bench.clock.run()
     assert all(copy.done.fired for copy in copies)
     assert bench.clock.now == pytest.approx(LATENCY + 1.0)
@@ -55,7 +55,7 @@ def test_copies_of_one_servers_gpus_share_its_nic() -> None:
 
 def test_between_gpus_of_one_server_the_nic_is_not_used() -> None:
     bench = Bench(nic_gbps=1)
-    bench.transport.move_kv(bench.worker(0, 0), bench.worker(0, 1), [], 1 * GB)
+    bench.transport.move_kv(bench.worker(0, 0), bench.worker(0, 1), [], [], 1 * GB)
     bench.clock.run()
     assert bench.clock.now == pytest.approx(LATENCY + 0.5)
     assert not any(link.name.endswith(("/up", "/down")) for link in bench.transport.links.carried)
@@ -65,7 +65,7 @@ def test_both_ends_copy_from_the_start_to_the_end() -> None:
     bench = Bench()
     source, target, other = bench.worker(0, 0), bench.worker(1, 0), bench.worker(0, 1)
     is_copying = bench.transport.copies.is_copying
-    copy = bench.transport.move_kv(source, target, [], 1 * GB)
+    copy = bench.transport.move_kv(source, target, [], [], 1 * GB)
     assert (is_copying(source), is_copying(target), is_copying(other)) == (True, True, False)
     bench.clock.run()
     assert copy.done.fired
@@ -77,7 +77,7 @@ def test_both_ends_copy_from_the_start_to_the_end() -> None:
 def test_a_cancelled_copy_ends_there_and_a_second_time_nothing_happens(after: float) -> None:
     bench = Bench()
     source, target = bench.worker(0, 0), bench.worker(1, 0)
-    copy = bench.transport.move_kv(source, target, [], 1 * GB)
+    copy = bench.transport.move_kv(source, target, [], [], 1 * GB)
     bench.clock.call_at(after, copy.cancel)
     bench.clock.call_at(after, copy.cancel)
     bench.clock.run()
@@ -90,7 +90,7 @@ def test_a_cancelled_copy_ends_there_and_a_second_time_nothing_happens(after: fl
 def test_where_copies_are_not_known_kv_moves_as_fast_as_the_links_let_it() -> None:
     bench = Bench(costs=None, nic_gbps=16)
     source = bench.worker(0, 0)
-    bench.transport.move_kv(source, bench.worker(1, 0), [], 2 * GB)
+    bench.transport.move_kv(source, bench.worker(1, 0), [], [], 2 * GB)
     assert not bench.transport.copies.is_copying(source)
     bench.clock.run()
     assert bench.clock.now == pytest.approx(1.0)  # 2 GB/s of its NIC
