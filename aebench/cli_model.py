@@ -27,6 +27,7 @@ def model() -> None:
 @click.option("--kv-heads", type=COUNT, help="Other number of KV heads.")
 @click.option("--ffn", type=COUNT, help="Other width of the FFN.")
 @click.option("--vocab", type=COUNT, help="Other size of the vocabulary.")
+@click.option("--positions", type=COUNT, help="Other number of positions: prompt and output tokens at most.")
 @click.option("--dtype", type=DTYPE, default="bfloat16", show_default=True, help="Of the weights.")
 @click.option("--share-layers", is_flag=True, help="Store one layer for all; only aebench reads such a checkpoint.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Decides the weights.")

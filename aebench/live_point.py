@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from aebench.batch_workload import longest
 from aebench.deployed_models import tables_by_model
 from aebench.errors import UsageError
 from aebench.execute import deployments, lends_whole_gpus, testbed
@@ -67,7 +68,24 @@ def prepared(points: Sequence[Point], device: str) -> list[Point]:
     """The points with what tells their checkpoints apart in their specs; UsageError when something is missing that they
     need, before any of them runs."""
     check_live("--backend live", device)
-    return [replace(point, spec={**point.spec, "checkpoints": _marks(point.spec)}) for point in points]
+    marked = [replace(point, spec={**point.spec, "checkpoints": _marks(point.spec)}) for point in points]
+    for point in marked:
+        _check_positions(point)
+    return marked
+
+
+def _check_positions(point: Point) -> None:
+    """UsageError when a sequence would have more tokens than its checkpoint has positions for."""
+    needed = longest(point.spec["workload"])
+    for _, name in checkpoint_names(point.spec):
+        positions = _checkpoint(find(name)).config.max_positions
+        if needed is not None and needed > positions:
+            which = ", ".join(f"{key}={value}" for key, value in point.keys.items())
+            raise UsageError(
+                f"--backend live: {point.experiment} with {which} has sequences of {needed} tokens, checkpoint {name} "
+                f"has positions for {positions}. Leave such points out with --set grid.KEY=..., or make a checkpoint "
+                f"of {needed} --positions (aebench model make)"
+            )
 
 
 def _marks(spec: Spec) -> dict[str, str]:

@@ -23,15 +23,31 @@ def check_name(source: str, where: str, what: str, name: Any, known: Any) -> Non
 
 def check_policy(file: ExperimentFile, source: str) -> None:
     """Every ``policy`` key is a knob of the system, and its value of the knob's type."""
-    config = SYSTEMS[str(file.system)].config
-    own = {key: value for key, value in file.policy.items() if key != "batching"}
-    _check_knobs(source, "policy", f"knob of {file.system}", config, own)
-    batching = file.policy.get("batching", {})
+    check_knobs(str(file.system), file.policy, source)
+
+
+def check_slos(file: ExperimentFile, source: str) -> None:
+    """A system that plans by SLOs gets those of every deployment."""
+    if not SYSTEMS[str(file.system)].plans_by_slos:
+        return
+    for model, table in file.deployments.items():
+        for key in ("ttft_slo", "tpot_slo"):
+            if getattr(table, key) is None:
+                message = f"missing: {file.system} plans by it, in seconds"
+                raise SpecError(source, f"deployments.{model}.{key}", message)
+
+
+def check_knobs(system: str, policy: Mapping[str, Any], source: str) -> None:
+    """Every key is a knob of the system, or in ``batching`` one of its scheduler, and its value of the knob's type."""
+    config = SYSTEMS[system].config
+    own = {key: value for key, value in policy.items() if key != "batching"}
+    _check_knobs(source, "policy", f"knob of {system}", config, own)
+    batching = policy.get("batching", {})
     if not isinstance(batching, dict):
         raise SpecError(source, "policy.batching", f"expected a table, got {batching!r}")
     _check_knobs(source, "policy.batching", "knob of continuous batching", config.batching, batching)
     try:
-        configured(str(file.system), file.policy)
+        configured(system, dict(policy))
     except ValueError as error:
         raise SpecError(source, "policy", str(error)) from error
 
@@ -49,15 +65,22 @@ def _check_knobs(source: str, where: str, what: str, config: Any, changes: Mappi
 
 
 def check_workload(file: ExperimentFile, source: str) -> None:
-    """The workload has what its kind needs: an open loop says how requests arrive and how long they are, serverless
-    traffic when which model is asked and what each application's requests are like."""
+    """The workload has what its kind needs: an open loop says how requests arrive and how long they are, batches how
+    long, serverless traffic when which model is asked and what each application's requests are like."""
     workload = file.workload
+    if workload.warmups and workload.kind != "batches":
+        raise SpecError(source, "workload.warmups", f"expected with batches only, not {workload.kind}")
     if workload.kind == "open_loop":
         _check_open_loop(workload, source)
         return
     for name in ("lengths", "high_priority_share"):
         if getattr(workload, name):
             raise SpecError(source, f"workload.{name}", f"expected with an open loop only, not {workload.kind}")
+    if workload.kind == "batches":
+        for name, table in (("prompt", workload.prompt), ("output", workload.output)):
+            if table is None:
+                raise SpecError(source, f"workload.{name}", "missing: batches need it")
+            _check_lengths(source, f"workload.{name}", table)
     if workload.kind == "serverless":
         _check_serverless(file, source)
 

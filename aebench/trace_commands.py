@@ -74,7 +74,7 @@ def only_workload(name: str, settings: Sequence[str], seed: int) -> Point:
     """A point of the experiment; all that the settings leave have the same workload, whatever system serves it."""
     experiment = _experiment(name, settings)
     points = experiment.points([seed])
-    if any(point.spec["workload"]["kind"] == "cold_requests" for point in points):
+    if any(point.spec["workload"]["kind"] in ("cold_requests", "batches") for point in points):
         raise UsageError(
             f"{experiment.experiment_id}: its requests go by the answers before them, so no trace can be made of "
             "them. Expected an experiment with workload.kind open_loop or serverless"

@@ -91,20 +91,22 @@ class Workload(Strict):
 
     LATER: ClassVar[tuple[str, ...]] = (
         *("first_after", "duration", "trace", "applications"),
-        *("lengths", "high_priority_share"),
+        *("lengths", "high_priority_share", "warmups"),
     )
 
-    kind: Literal["cold_requests", "open_loop", "serverless"]
+    kind: Literal["cold_requests", "open_loop", "serverless", "batches"]
     prompt_tokens: int = Field(default=32, ge=1)
     output_tokens: int = Field(default=650, ge=1)
     repeats: int = Field(default=3, ge=1)
     gap: float = Field(default=35.0, ge=0)
-    """Seconds between an answer and the next request."""
+    """Seconds between an answer and the next request; of batches, between the last answer and the next batch."""
     phase: float = Field(default=1.0, ge=0)
     prepare: Literal["nothing", "evict", "load"] = "nothing"
     """What is done to the host cache: load other models before each measured request, or this one once."""
     prepare_output_tokens: int = Field(default=10, ge=1)
     num_requests: int = Field(default=100, ge=1)
+    """Of an open loop; of batches: in each, of which there are ``warmups`` that do not count, and ``repeats``."""
+    warmups: int = Field(default=0, ge=0)
     first_after: float = Field(default=0.0, ge=0)
     """Of an open loop: seconds before its arrivals begin, in which instances may start."""
     arrivals: Arrivals | None = None

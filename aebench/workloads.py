@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from aebench.batch_workload import batch_requests
 from aebench.host_cache import largest_cache
 from aebench.open_loop_workload import open_loop_requests
 from aebench.serverless_workload import serverless_requests
@@ -12,7 +13,7 @@ from serving.core.cluster import Deployment
 from serving.core.request import Request
 from serving.units import Seconds
 from serving.workload import traces
-from serving.workload.clients import Client, closed_loop, cold_requests, open_loop
+from serving.workload.clients import Client, batches, closed_loop, cold_requests, open_loop
 
 Spec = Mapping[str, Any]
 
@@ -21,6 +22,8 @@ def client(spec: Spec, seed: int, deployed: Sequence[Deployment]) -> Client:
     """The client of the point's workload, which may ask for the models that are deployed."""
     if spec["workload"]["kind"] == "cold_requests":
         return _cold_client(spec, seed, deployed)
+    if spec["workload"]["kind"] == "batches":
+        return batches(batch_requests(spec, seed, deployed), spec["workload"]["gap"])
     return open_loop(timed_requests(spec, seed, deployed))
 
 

@@ -62,9 +62,16 @@ def _described(model: ServedModel) -> dict[str, object]:
 
 
 async def health(request: Request) -> Response:
-    """GET /health: 200 when requests are taken."""
-    state = await request.app.state.service.state()
-    return JsonResponse({"status": state}, status_code=200 if state == "ready" else 503)
+    """GET /health: 200 when requests are taken, and by how many instances."""
+    service: Service = request.app.state.service
+    told: dict[str, object] = {"status": await service.state()}
+    if told["status"] in ("ready", "starting"):
+        models = (await service.stats()).models
+        told["instances"] = {
+            "ready": sum(model.instances_ready for model in models),
+            "starting": sum(model.instances_starting for model in models),
+        }
+    return JsonResponse(told, status_code=200 if told["status"] == "ready" else 503)
 
 
 async def metrics(request: Request) -> Response:

@@ -1,16 +1,17 @@
 """``aebench serve``, from its flags to its exit code."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from aebench.errors import AebenchError
+from aebench.errors import AebenchError, UsageError
 from aebench.machine import num_devices
 from aebench.service.deployment import Serving, engine_of
 from aebench.service.limits import Limits
 from aebench.service.server import Listening, bind, listen, url_of
 from aebench.service.service import Service
+from aebench.settings import Tables, apply_setting, parts
 from serving.live.checkpoint import find, models_root
 from serving.live.errors import LiveError
 from serving.live.fleet import WorkerOptions
@@ -42,9 +43,21 @@ def _folder(model: str) -> Path:
     return given if given.is_dir() and (given == below or not below.is_dir()) else find(model)
 
 
+def _knobs(settings: Sequence[str]) -> Tables:
+    """What ``--set policy.KEY=VALUE`` says, by knob."""
+    tables: Tables = {"policy": {}, "grid": {}}
+    for setting in settings:
+        path, _ = parts(setting)
+        if path[0] != "policy" or len(path) < 2:
+            raise UsageError(f"--set {setting}: expected policy.KEY=VALUE, for example --set policy.interval=0.5")
+        apply_setting(tables, setting)
+    knobs: Tables = tables["policy"]
+    return knobs
+
+
 def _serving(options: dict[str, Any]) -> Serving:
     folder = _folder(options["folder"])
-    knobs = {name: options[name] for name in ("max_sequences", "max_step_tokens") if options[name] is not None}
+    given = {name: options[name] for name in ("max_sequences", "max_step_tokens") if options[name] is not None}
     log_path: Path | None = options["log_path"]
     if log_path is not None:
         log_path.mkdir(parents=True, exist_ok=True)
@@ -61,7 +74,7 @@ def _serving(options: dict[str, Any]) -> Serving:
         system=options["system"],
         num_instances=options["num_instances"],
         num_stages=options["num_stages"],
-        knobs=knobs,
+        knobs={**_knobs(options["settings"]), **given},
         kv_memory=options["kv_gb"] * GB,
         workers=workers,
     )

@@ -9,6 +9,7 @@ from time import time
 from typing import Any
 
 from aebench.errors import UsageError, near_misses
+from aebench.point_checks import check_knobs
 from aebench.service.chat_template import ChatTemplate
 from aebench.service.served_model import ServedModel
 from serving.core.cluster import Deployment
@@ -30,6 +31,10 @@ from serving.units import GB, Bytes, BytesPerSecond
 DEFAULT_SYSTEM = "fixed_instances"
 LOCAL: BytesPerSecond = 20 * GB
 """No bottleneck: weights come from this machine."""
+NUM_INSTANCES = "num_instances"
+"""The knob of systems that keep so many instances."""
+FLAGS = {NUM_INSTANCES: "--replicas", "num_stages": "--stages", "kv_reserve": "--kv-gb"}
+"""Knobs that flags of other names decide."""
 MAX_STAGES = 4
 """Of the groups that systems make on demand."""
 NO_COSTS = StartupCosts(
@@ -47,20 +52,24 @@ class Serving:
     system: str = DEFAULT_SYSTEM
     num_instances: int = 1
     num_stages: int = 1
-    knobs: Mapping[str, int]
-    """Other knobs of the system, by name."""
+    knobs: Mapping[str, Any]
+    """Other knobs of the system, by name; those of its scheduler are a table, ``batching``."""
     kv_memory: Bytes
     """For the KV cache of one instance."""
     workers: WorkerOptions
 
     @property
     def starts_on_demand(self) -> bool:
-        """Instances start when requests come, not before."""
-        return self.system != DEFAULT_SYSTEM
+        """Instances start when requests come, not before: the system does not keep a number of them."""
+        return not hasattr(SYSTEMS[self.system].config, NUM_INSTANCES)
 
 
 def engine_of(serving: Serving) -> tuple[Engine, ServedModel]:
     """The engine, not started, and the model as clients see it."""
+    if serving.system not in SYSTEMS:
+        raise UsageError(
+            f"no system {serving.system!r}.{near_misses(serving.system, SYSTEMS)} Known: {', '.join(SYSTEMS)}"
+        )
     checkpoint = Checkpoint.open(serving.folder)
     spec = checkpoint.spec(serving.name)
     dtype = serving.workers.dtype
@@ -92,17 +101,20 @@ def engine_of(serving: Serving) -> tuple[Engine, ServedModel]:
 
 
 def _system(serving: Serving, kv_reserve: Bytes) -> System:
-    if serving.system not in SYSTEMS:
-        hint = near_misses(serving.system, SYSTEMS) or f" Known: {', '.join(SYSTEMS)}"
-        raise UsageError(f"no system {serving.system!r}.{hint}")
-    if not serving.starts_on_demand:
-        fixed = {"num_instances": serving.num_instances, "num_stages": serving.num_stages}
-        return configured(serving.system, {**fixed, **serving.knobs})
-    given = [*(["stages"] if serving.num_stages > 1 else []), *serving.knobs]
+    """The system with the knobs that were asked for, and those that follow from flags of other names."""
+    config = SYSTEMS[serving.system].config
+    for name in serving.knobs:
+        if name in FLAGS:
+            raise UsageError(f"--set policy.{name}: expected {FLAGS[name]} instead")
+    asked = {"num_stages": serving.num_stages > 1, "max_sequences": "max_sequences" in serving.knobs}
+    given = [name for name, is_asked in asked.items() if is_asked and not hasattr(config, name)]
     if given:
-        raise UsageError(f"{serving.system} decides itself on {', '.join(given)}: leave them out")
-    lends_slices = hasattr(SYSTEMS[serving.system].config, "kv_reserve")
-    return configured(serving.system, {"kv_reserve": kv_reserve} if lends_slices else {})
+        words = ", ".join(name.removeprefix("num_") for name in given)
+        raise UsageError(f"{serving.system} decides itself on {words}: leave them out")
+    told = {NUM_INSTANCES: serving.num_instances, "num_stages": serving.num_stages, "kv_reserve": kv_reserve}
+    knobs = {**serving.knobs, **{name: value for name, value in told.items() if hasattr(config, name)}}
+    check_knobs(serving.system, knobs, "--set")
+    return configured(serving.system, knobs)
 
 
 def _stages(serving: Serving, spec: ModelSpec, num_stages: int) -> tuple[range, ...]:

@@ -24,6 +24,7 @@ PER_MODEL = (
     ("instance_losses_total", "counter", "Instances that died or failed.", "losses"),
     ("cold_starts_total", "counter", "Instances that were started.", "cold_starts"),
     ("consolidations_total", "counter", "Pipelines that became single workers.", "consolidations"),
+    ("migration_downtime_seconds_total", "counter", "For how long migrations paused sequences.", "migration_downtime"),
 )
 """Metric, type, help, field of ModelStats."""
 
@@ -94,6 +95,13 @@ class Meters:
 def _of_engine(stats: EngineStats) -> Iterator[str]:
     for name, kind, what, attribute in PER_MODEL:
         yield from _family(name, kind, what, [_of_model(model, attribute) for model in stats.models])
+    migrations = [
+        f'{{model="{_escaped(model.model)}",outcome="{outcome}"}} {num}'
+        for model in stats.models
+        for outcome, num in model.migrations
+    ]
+    what = "Sequences that were to go to another instance, by what became of it."
+    yield from _family("migrations_total", "counter", what, migrations)
     lag = [f" {stats.clock_lag:.6f}"]
     yield from _family("clock_lag_seconds", "gauge", "How late the engine's timers run, 99th percentile.", lag)
 

@@ -40,6 +40,13 @@ def test_make_writes_and_shows(models: Path) -> None:
     assert json.loads((models / "tiny" / "config.json").read_text())["dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("like", ["llama-tiny", "qwen2-tiny", "opt-tiny", "falcon-tiny"])
+def test_a_checkpoint_may_have_more_positions_than_its_shape(like: str, models: Path) -> None:
+    result = run("make", "models/long", "--like", like, "--positions", "9000")
+    assert result.exit_code == 0 and "context 9000" in result.output
+    assert json.loads((models / "long" / "config.json").read_text())["max_position_embeddings"] == 9000
+
+
 def test_every_change_of_shape_reaches_the_config(models: Path) -> None:
     changes = {"layers": 3, "hidden": 96, "heads": 6, "kv-heads": 3, "ffn": 100, "vocab": 300}
     flags = [text for name, value in changes.items() for text in (f"--{name}", str(value))]

@@ -151,3 +151,19 @@ def test_a_checkpoint_of_the_users_is_made_in_a_known_shape_and_the_declared_typ
     said = f"Run: aebench model make {models}/mine --like smollm2-135m --share-layers --dtype float32"
     with pytest.raises(UsageError, match=said):
         prepared(points, "cpu")
+
+
+def test_a_sequence_longer_than_its_checkpoint_has_positions_for_is_refused(models: Path) -> None:
+    write_checkpoint(models / "smollm2-135m")
+    settings = ["grid.seq_len=256,512", "grid.method=migration"]
+    points = Catalog().experiment("llumnix/migration", settings=settings, world=World("live", "cpu")).points([0])
+    said = (
+        "llumnix/migration with architecture=smollm2-135m, method=migration, seq_len=256 has sequences of 296 tokens, "
+        "checkpoint smollm2-135m has positions for 64"
+    )
+    with pytest.raises(UsageError, match=said):
+        prepared(points, "cpu")
+    limit = ["workload.prompt.tokens=32", "workload.output.tokens=32", "grid.seq_len=40", "workload.num_requests=1"]
+    limit = [*limit, "when.seq_len.40.measure.drop_largest=0", "grid.method=migration"]
+    fits = Catalog().experiment("llumnix/migration", settings=limit, world=World("live", "cpu")).points([0])
+    assert len(prepared(fits, "cpu")) == 1

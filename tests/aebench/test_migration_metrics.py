@@ -69,3 +69,11 @@ def test_the_columns_are_counts_the_downtime_and_the_step() -> None:
     observed = seen([request(1.0, (1.0, 1.0, 2.0, 2.0, 1.0))], [MOVED, aborted])
     values = {name: metric(observed) for name, metric in MIGRATION_METRICS.items()}
     assert values == {"num_migrations": 1.0, "num_aborted": 1.0, "downtime_mean": 0.25, "decode_step": 2.0}
+
+
+def test_migrations_of_requests_that_do_not_count_do_not_count() -> None:
+    # that of request 7, a warm-up, had its first stage from 0 to 100: every step would have been beside it
+    warmup = replace(MOVED, request_id=7, started_at=0.0, first_stage=100.0, downtime=9.0)
+    observed = seen([request(1.0, (1.0, 1.0, 2.0, 2.0, 1.0))], [warmup, MOVED])
+    values = {name: metric(observed) for name, metric in MIGRATION_METRICS.items()}
+    assert values == {"num_migrations": 1.0, "num_aborted": 0.0, "downtime_mean": 0.25, "decode_step": 2.0}

@@ -34,6 +34,25 @@ def test_an_instance_holds_the_context_that_clients_are_told(num_stages: int) ->
     assert engine.setup.testbed.servers[0][1] == num_stages
 
 
+def test_knobs_reach_the_system_and_its_scheduler() -> None:
+    knobs = {"migrate_threshold": 40.0, "max_sequences": 5, "batching": {"chunked_prefill": True}}
+    told = serving(system="llumnix", num_instances=3, knobs=knobs)
+    engine, _ = engine_of(told)
+    config = engine.setup.system.config
+    assert (config.num_instances, config.migrate_threshold, config.max_sequences) == (3, 40.0, 5)
+    assert config.batching.chunked_prefill and config.batching.watermark == 0.01
+    assert engine.setup.testbed.servers[0][1] == 3 and not told.starts_on_demand
+
+
+@pytest.mark.parametrize("system", ["llumnix", "llumnix-base", "infaas++", "round-robin", "fixed_instances"])
+def test_systems_that_keep_instances_have_the_memory_that_was_asked_for(system: str) -> None:
+    told = serving(system=system, kv_memory=20_000)
+    expected = engine_of(serving(kv_memory=20_000))
+    engine, model = engine_of(told)
+    assert model.max_context == expected[1].max_context
+    assert engine.setup.testbed == expected[0].setup.testbed
+
+
 def test_kv_memory_is_counted_in_the_type_that_is_computed_in() -> None:
     contexts = {
         dtype: engine_of(serving(kv_memory=20_000, workers=WorkerOptions(dtype=dtype)))[1].max_context
@@ -52,6 +71,14 @@ def test_more_memory_than_positions_does_not_lengthen_the_context() -> None:
     [
         (["--system", "hydraserv"], "no system 'hydraserv'. Did you mean"),
         (["--system", "hydraserve", "--stages", "2"], "hydraserve decides itself on stages: leave them out"),
+        (["--system", "llumnix", "--stages", "2"], "llumnix decides itself on stages: leave them out"),
+        (["--system", "hydraserve", "--max-sequences", "2"], "hydraserve decides itself on max_sequences"),
+        (["--set", "policy.num_instances=3"], "--set policy.num_instances: expected --replicas instead"),
+        (["--set", "interval=3"], "--set interval=3: expected policy.KEY=VALUE, for example"),
+        (["--set", "policy.intervall=3"], "unknown knob of fixed_instances 'intervall'. Did you mean interval?"),
+        (["--set", "policy.interval=soon"], "--set, policy.interval: expected a number, got 'soon'"),
+        (["--set", "policy.batching=1"], "--set, policy.batching: expected a table, got 1"),
+        (["--set", "policy.num_stages=a=b"], "expected --stages instead"),
         (["--stages", "5"], "cannot make 5 stages; ask for fewer: --stages"),
         (["--kv-gb", "1e-9"], "raise --kv-gb"),
         (["--host", "no.such.host.invalid"], "give an address of this machine: --host"),
