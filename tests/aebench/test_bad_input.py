@@ -21,7 +21,7 @@ FIGURE8_TOML: Cases = [
         'kind = "bras"',
         (
             ", plot.kind: unknown kind 'bras'. Did you mean bars? "
-            "Known: bars, line_grid, lines, log_lines, over_time, ratio_bars, trade_off"
+            "Known: bars, change_bars, line_grid, lines, log_lines, over_time, ratio_bars, trade_off"
         ),
     ),
     ('x = "step"', 'x = "stepp"', ", plot: the experiment has no grid key 'stepp'. Known: pair, step"),
