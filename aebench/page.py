@@ -8,7 +8,7 @@ from typing import Any
 from aebench.catalog import Catalog
 from aebench.errors import LogError
 from aebench.experiment import Experiment
-from aebench.plotting.draw import draw
+from aebench.plotting.draw import draw_svg
 from aebench.point_log import disk_error, replacing
 from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput, render_html
 from aebench.stages import StageRow, stage_rows
@@ -41,7 +41,7 @@ def _section(catalog: Catalog, drawn: Drawn) -> FigureSection:
     return FigureSection(
         figure=drawn.figure,
         result=drawn.result,
-        svg=_svg(drawn),
+        svg=draw_svg(drawn.figure, drawn.summary, calibrated=drawn.calibrated, caption=drawn.caption),
         caption=drawn.caption,
         manifest=drawn.log.manifest,
         log=str(drawn.log.folder),
@@ -54,15 +54,6 @@ def _stages(catalog: Catalog, drawn: Drawn) -> list[StageRow]:
     """The stages of a figure that draws one cold start a request; over a stream of requests they say little."""
     file = _experiment(catalog, drawn).file
     return stage_rows(drawn.log, file.measure.labels) if file.workload.kind == "cold_requests" else []
-
-
-def _svg(drawn: Drawn) -> str:
-    from tempfile import TemporaryDirectory
-
-    with TemporaryDirectory() as folder:
-        stem = Path(folder) / "figure"
-        draw(drawn.figure, drawn.summary, stem, calibrated=drawn.calibrated, caption=drawn.caption)
-        return stem.with_suffix(".svg").read_text(encoding="utf-8")
 
 
 def _experiment(catalog: Catalog, drawn: Drawn) -> Experiment:

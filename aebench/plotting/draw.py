@@ -29,6 +29,15 @@ def draw(
     figure: Figure, summary: pd.DataFrame, out_stem: Path, *, calibrated: IsCalibrated, caption: str
 ) -> list[Path]:
     """Paths of ``out_stem`` as .pdf, .png and .svg; all are rendered before any is written."""
+    return write_canvas(_canvas_of(figure, summary, calibrated, caption), out_stem)
+
+
+def draw_svg(figure: Figure, summary: pd.DataFrame, *, calibrated: IsCalibrated, caption: str) -> str:
+    """The figure as an SVG document, for a page that holds it; no file is written."""
+    return _rendered(_canvas_of(figure, summary, calibrated, caption), ["svg"])["svg"].decode("utf-8")
+
+
+def _canvas_of(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated, caption: str) -> Callable[[], Canvas]:
     if figure.plot.kind not in KINDS:
         known = ", ".join(sorted(KINDS))
         message = f"unknown kind {figure.plot.kind!r}.{near_misses(figure.plot.kind, KINDS)} Known: {known}"
@@ -38,18 +47,25 @@ def draw(
         raise LogError(
             f"{figure.figure_id}: nothing to draw, the log has none of its points. Run: aebench run {figure.figure_id}"
         )
-    return write_canvas(lambda: KINDS[figure.plot.kind](figure, found, caption), out_stem)
+    return lambda: KINDS[figure.plot.kind](figure, found, caption)
 
 
 def write_canvas(make: Callable[[], Canvas], out_stem: Path) -> list[Path]:
     """What ``make`` draws in the style of every figure, as .pdf, .png and .svg; all are rendered before any is
     written."""
+    rendered = _rendered(make, list(FORMATS))
+    return [_write(Path(f"{out_stem}.{suffix}"), content) for suffix, content in rendered.items()]
+
+
+def _rendered(make: Callable[[], Canvas], suffixes: Sequence[str]) -> dict[str, bytes]:
+    """The formats asked for, by suffix. The layout takes as long as a format does; one serves all."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(RC)
         canvas = make()
-        rendered = {suffix: _render(canvas, suffix) for suffix in FORMATS}
-    return [_write(Path(f"{out_stem}.{suffix}"), content) for suffix, content in rendered.items()]
+        canvas.draw_without_rendering()
+        canvas.set_layout_engine("none")
+        return {suffix: _render(canvas, suffix) for suffix in suffixes}
 
 
 def describe_run(
@@ -104,6 +120,6 @@ def _by_module(name: str) -> Kind:
 
 KINDS: dict[str, Kind] = {
     name: _by_module(name)
-    for name in ("bars", "lines", "log_lines", "ratio_bars", "line_grid", "over_time", "trade_off")
+    for name in ("bars", "change_bars", "lines", "log_lines", "ratio_bars", "line_grid", "over_time", "trade_off")
 }
 """How each ``plot.kind`` is drawn; a kind's module is imported when one is drawn."""

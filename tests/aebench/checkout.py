@@ -37,8 +37,9 @@ class Checkout:
         return result
 
     def run(self, *words: str) -> Result:
-        """``aebench run`` into this checkout's log folder."""
-        return self.aebench("run", *words, "--log-path", str(self.logs))
+        """``aebench run`` into this checkout's log folder, with one worker unless the words say how many."""
+        jobs = () if "--jobs" in words else ("--jobs", "1")
+        return self.aebench("run", *words, *jobs, "--log-path", str(self.logs))
 
     def start(self, *words: str) -> "subprocess.Popen[str]":
         """``aebench run`` into this checkout's log folder, in a process of its own."""

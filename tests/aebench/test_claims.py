@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aebench.claims import Judgement, Verdict, evaluate, exit_code, measured_text, parse
@@ -287,6 +287,7 @@ NUMBERS = st.floats(0.5, 9.5, allow_nan=False) | st.just(math.nan)
 
 
 @given(st.lists(NUMBERS, min_size=12, max_size=12), st.randoms(use_true_random=False))
+@settings(deadline=None)
 def test_judgements_do_not_depend_on_the_order_of_rows(values: list[float], random) -> None:
     points = product("ab", ["a10", "v100"])
     summary = make_summary({(*point, 2): values[3 * n : 3 * n + 3] for n, point in enumerate(points)})

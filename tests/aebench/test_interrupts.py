@@ -14,8 +14,8 @@ from aebench.cli import cli
 from aebench.errors import Stopped
 from tests.aebench.checkout import Checkout, make_checkout
 
-SLOW = ("figure7", "--set", "grid.model=opt-2.7b", "--runs", "3", "--jobs", "1")
-"""30 points, one after another."""
+SLOW = ("figure7", "--set", "grid.model=opt-2.7b", "--runs", "2", "--jobs", "1")
+"""20 points, one after another."""
 
 
 def num_sealed(checkout: Checkout) -> int:
@@ -25,7 +25,7 @@ def num_sealed(checkout: Checkout) -> int:
 
 def wait_for_sealed(checkout: Checkout, number: int) -> None:
     """Waits until that many points are sealed, and no longer than that."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while num_sealed(checkout) < number:
         assert time.monotonic() < deadline, "no point was sealed"
         time.sleep(0.002)
@@ -58,13 +58,13 @@ def test_a_signal_keeps_finished_points_and_prints_the_command_that_finishes_the
     process = checkout.start(*SLOW)
     wait_for_sealed(checkout, 3)
     process.send_signal(signum)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == code
     kept = num_sealed(checkout)
-    assert 3 <= kept < 30
+    assert 3 <= kept < 20
     words = [*SLOW, "--log-path", str(checkout.logs), "--resume"]
     assert said == (
-        f"Stopped by {signum.name}: {kept} of 30 points are kept. To finish: {shlex.join(['aebench', 'run', *words])}\n"
+        f"Stopped by {signum.name}: {kept} of 20 points are kept. To finish: {shlex.join(['aebench', 'run', *words])}\n"
     )
     assert json.loads((checkout.newest("cold_start") / "run.json").read_text())["status"] == "stopped"
     if signum == signal.SIGTERM:
@@ -72,7 +72,7 @@ def test_a_signal_keeps_finished_points_and_prints_the_command_that_finishes_the
     finishing = shlex.split(said.rpartition("To finish: aebench ")[2])
     finished = checkout.aebench(*finishing)
     assert finished.exit_code == 0, finished.output
-    assert f"\n{kept} of 30 points were there already\n" in finished.stdout
+    assert f"\n{kept} of 20 points were there already\n" in finished.stdout
     assert results(checkout) == undisturbed
 
 
@@ -81,7 +81,7 @@ def test_a_stop_in_the_first_of_two_experiments_can_be_resumed_to_the_end_of_bot
     process = checkout.start("figure7", "figure8", "--scale", "smoke", "--jobs", "1")
     wait_for_sealed(checkout, 1)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=10)
+    _, said = process.communicate(timeout=60)
     assert process.returncode == 130
     assert not list(checkout.logs.glob("hydraserve/breakdown"))
     finished = checkout.aebench(*shlex.split(said.rpartition("To finish: aebench ")[2]))
@@ -103,7 +103,7 @@ def test_a_killed_worker_is_reported_and_its_point_run_once_more_while_a_second_
     assert checkout.refusal(refused) == (
         f"Error: {folder}: another run is writing here (process {process.pid}). Wait for it, or leave out --resume"
     )
-    said, errors = process.communicate(timeout=20)
+    said, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
     reports = [line for line in said.splitlines() if "died" in line]
     assert len(reports) == 1
@@ -119,7 +119,7 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_undisturbed_one(
     process = checkout.start(*SLOW)
     wait_for_sealed(checkout, 5)
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     folder = checkout.newest("cold_start")
     assert not (folder / "summary.csv").exists()
     refused = checkout.aebench("diff", "figure7", "--log-path", str(checkout.logs))
@@ -135,12 +135,12 @@ def test_a_killed_run_resumes_to_the_bytes_of_an_undisturbed_one(
 
 def test_a_reader_that_hangs_up_ends_the_listing_without_a_traceback(tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path)
-    process = checkout.start("all", "--dry-run", "--runs", "1000")
+    process = checkout.start("all", "--dry-run", "--runs", "30")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.close()
     said = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(timeout=10), said) == (0, "")
+    assert (process.wait(timeout=60), said) == (0, "")
 
 
 def test_a_stop_while_drawing_says_how_to_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

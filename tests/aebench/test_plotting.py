@@ -16,7 +16,7 @@ from aebench.claim_syntax import ClaimFile
 from aebench.errors import LogError, SpecError
 from aebench.figure import Cell, Figure, PlotSpec, cells, value_text
 from aebench.plotting import bars, style
-from aebench.plotting.draw import describe_run, draw
+from aebench.plotting.draw import describe_run, draw, draw_svg
 
 SYSTEMS = {"serverless_vllm": "Serverless vLLM", "hydraserve": "HydraServe"}
 PLOT = PlotSpec(
@@ -84,6 +84,11 @@ def test_every_format_is_the_same_for_the_same_input(tmp_path):
     assert [path.suffix for path in first] == [".pdf", ".png", ".svg"]
     assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(path.name for path in first + second)
+
+
+def test_a_figure_for_a_page_is_the_svg_file(tmp_path):
+    (*_, svg) = draw(make_figure(), make_summary(), tmp_path / "one", calibrated=never, caption="c")
+    assert draw_svg(make_figure(), make_summary(), calibrated=never, caption="c") == svg.read_text(encoding="utf-8")
 
 
 def test_the_users_matplotlibrc_does_not_change_a_figure(tmp_path):

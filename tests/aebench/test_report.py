@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -203,6 +204,13 @@ def test_the_page_marks_calibration_and_lists_parameters_by_area():
     assert html.count('<tr class="calibration">') == 3  # its point, its error, its parameter
     assert "with uncommitted changes" in html
     assert "Nothing of this figure has run" in html
+
+
+def test_the_overview_may_break_the_name_of_hardware_but_not_of_a_figure():
+    page = make_page()
+    result = replace(page.figures[0].result, backend="live", hardware="2-core <CPU>")
+    html = render_html(replace(page, figures=[replace(page.figures[0], result=result)]))
+    assert '<span class="nowrap">hydraserve/figure7</span>, live, 2-core &lt;CPU&gt;</a>' in html
 
 
 def test_a_page_without_figures_renders():
