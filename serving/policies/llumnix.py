@@ -188,6 +188,8 @@ class Llumnix:
         freeness = [migration_freeness(report, self._rule) for report in reports]
         if service.draining in ready:
             freeness[ready.index(service.draining)] = -inf
+        if min(freeness, default=inf) >= self.config.migrate_threshold and not any(r.has_preempted for r in reports):
+            return  # nobody gives, which is nearly always so
         standings = [
             self._standing(instance, free, report, service)
             for instance, free, report in zip(ready, freeness, reports, strict=True)

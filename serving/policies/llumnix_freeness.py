@@ -71,7 +71,7 @@ def report_of(instance: Instance, now: Seconds, rule: Rule, *, any_high: bool) -
         num_waiting=len(waiting),
         first_demand=pool.blocks_for(waiting[0].num_tokens) if waiting else 0,
         queue_demand=queued_blocks(instance) if rule.variant == "artifact" else 0.0,
-        has_preempted=_has_preempted(instance),
+        has_preempted=bool(waiting) and _has_preempted(instance),
         num_high=sum(s.request.priority > 0 for s in (*instance.running, *waiting)) if counts_high else 0,
     )
 
