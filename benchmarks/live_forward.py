@@ -1,7 +1,7 @@
 """How fast the live backend's forward pass alone is on this machine's CPU: no processes, sockets or scheduler.
 
     python benchmarks/live_forward.py             # random Llama of 106 million parameters, float32, 2 threads
-    python benchmarks/live_forward.py --plain     # without oneDNN's packed matrices
+    python benchmarks/live_forward.py --plain     # matrices as they are stored, not packed
 
 Every batch size computes prompts of 64 tokens in one step, then 63 greedy steps of one token a sequence; output tokens
 count from the prompts' first. Times are wall times, the fastest of the repeats.
@@ -16,6 +16,7 @@ import torch
 
 from serving.live.attention import attention_batch
 from serving.live.config import ModelConfig
+from serving.live.cpu.build import build
 from serving.live.kv import KvCache
 from serving.live.layout import layout
 from serving.live.model import StageModel
@@ -91,6 +92,7 @@ def main() -> None:
     parser.add_argument("--plain", action="store_true", help="keep matrices as they are stored")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    print(build() or "kernels compiled for this processor")
     tensors = random_tensors(CONFIG)
     began = time.perf_counter()
     model = StageModel(CONFIG, range(CONFIG.num_layers), tensors, pack=not options.plain)

@@ -6,7 +6,7 @@ and vLLM. Needs Linux and the live and dev extras.
 
 Same weights (random Llama of 106 million parameters, float32), prompts (64 random ids), greedy output tokens (64) and
 threads. Each system is loaded once, in processes of its own, and answers every batch size once before anything counts.
-Then they take turns, in another order every round; who has no turn sleeps. A turn's time is from the first prompt
+Then they take turns, another first every round; a turn begins when all others sleep. Its time is from the first prompt
 handed over to the last token got back, prompts computed in between. Medians of the rounds are shown, with the slowest
 and fastest; "ours / best" compares turns of the same round, with the other system whose median is best.
 """
@@ -39,6 +39,10 @@ QUIET_LOAD = 0.5
 """Load average per core above which numbers are not to be trusted."""
 IDLE_CORES = 0.05
 """Of a core, which a sleeping contender may use."""
+SETTLE = 10.0
+"""Seconds that contenders have to fall asleep after a turn."""
+LOOK = 0.4
+"""Seconds over which they are watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +119,7 @@ def measure(contenders: Sequence[Contender], options: argparse.Namespace) -> Res
 
 def take_turn(one: Contender, contenders: Sequence[Contender], prompts: list[list[int]], tokens: int) -> Measured:
     """One contender's turn; SystemExit when it does not give every prompt its tokens."""
+    await_sleep(contenders)
     machine, used = machine_cpu_seconds(), [each.cpu_seconds() for each in contenders]
     began = time.perf_counter()
     turn: Turn = one.generate(prompts)
@@ -129,6 +134,15 @@ def take_turn(one: Contender, contenders: Sequence[Contender], prompts: list[lis
         asleep={name: share for name, share in cores.items() if name != one.name},
         strangers=max(0.0, busy - sum(cores.values())),
     )
+
+
+def await_sleep(contenders: Sequence[Contender]) -> None:
+    """Wait until nobody computes: vLLM's worker polls with a whole core for a second after its last token."""
+    for _ in range(int(SETTLE / LOOK)):
+        used = sum(each.cpu_seconds() for each in contenders)
+        time.sleep(LOOK)
+        if sum(each.cpu_seconds() for each in contenders) - used <= IDLE_CORES * LOOK:
+            return
 
 
 def random_prompts(number: int, batch_size: int) -> list[list[int]]:

@@ -1,8 +1,8 @@
 """AttentionBatch: which rows of a step belong to which sequence, and where their KV is; and attention over that."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import chain
 from types import ModuleType
 
@@ -12,7 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from serving.live.attention_plan import Decoding, Group, HostBatch, Ints, Prefill, decode_groups, prefills
+from serving.live.cpu.kernels import Kernels, Paged, kernels_for
 from serving.live.kv import KvCache
+
+DecodeKernel = Callable[[Tensor, KvCache, int, Decoding], Tensor]
+"""Queries of decoding sequences [n, num_heads, head_size], and a layer of the KV cache; gives the same shape."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -109,10 +113,10 @@ def attention_batch(
 def paged_attention(query: Tensor, kv: KvCache, layer: int, batch: AttentionBatch) -> Tensor:
     """Causal attention of query [T, num_heads, head_size] over the KV cache, which holds this step's tokens already;
     [T, num_heads * head_size]. Heads are scaled by the root of their size, and share KV heads in order."""
-    if kernels := _kernels(query, kv):
+    if decode := _decode_kernel(query, kv):
         out, decoding = torch.empty_like(query), batch.decoding
         if decoding is not None:
-            result = _decode_by_kernel(kernels, query, kv, layer, decoding)
+            result = decode(query if decoding.rows is None else query[decoding.rows], kv, layer, decoding)
             if decoding.rows is None:
                 return result.flatten(1)
             out.index_copy_(0, decoding.rows, result)
@@ -155,10 +159,28 @@ def _by_head(blocks: Tensor, num_sequences: int, context: int) -> Tensor:
     return blocks.reshape(num_sequences, -1, *blocks.shape[2:])[:, :context].transpose(1, 2)
 
 
-def _decode_by_kernel(kernels: ModuleType, query: Tensor, kv: KvCache, layer: int, decoding: Decoding) -> Tensor:
+def _decode_kernel(query: Tensor, kv: KvCache) -> DecodeKernel | None:
+    """What reads KV through block tables on this device; None where PyTorch's attention over gathered KV serves."""
+    if on_cpu := kernels_for(query):
+        return partial(_decode_on_cpu, on_cpu)
+    if on_gpu := _gpu_kernels(query, kv):
+        return partial(_decode_on_gpu, on_gpu)
+    return None
+
+
+def _decode_on_cpu(kernels: Kernels, query: Tensor, kv: KvCache, layer: int, decoding: Decoding) -> Tensor:
     """[n, num_heads, head_size]"""
-    if decoding.rows is not None:
-        query = query[decoding.rows]
+    paged = Paged(
+        keys=kv.keys[layer],
+        values=kv.values[layer],
+        block_tables=decoding.block_tables,
+        context_lens=decoding.context_lens,
+    )
+    return kernels.attend(query, paged)
+
+
+def _decode_on_gpu(kernels: ModuleType, query: Tensor, kv: KvCache, layer: int, decoding: Decoding) -> Tensor:
+    """[n, num_heads, head_size]"""
     pages = kernels.PagedKv(
         keys=kv.keys[layer],
         values=kv.values[layer],
@@ -171,8 +193,8 @@ def _decode_by_kernel(kernels: ModuleType, query: Tensor, kv: KvCache, layer: in
     return result
 
 
-def _kernels(query: Tensor, kv: KvCache) -> ModuleType | None:
-    """The GPU kernels for paged KV, where there are some for these heads; else PyTorch's attention serves."""
+def _gpu_kernels(query: Tensor, kv: KvCache) -> ModuleType | None:
+    """Those for paged KV, where there are some for these heads."""
     if not query.is_cuda:
         return None
     kernels = _triton_kernels()

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from serving.live.attention import AttentionBatch, paged_attention
 from serving.live.config import ModelConfig
+from serving.live.cpu.kernels import kernels_for
 from serving.live.kv import KvCache
 from serving.live.linear import Activation, Linear, fuse
 from serving.live.rope import Turn, rotate
@@ -36,6 +37,8 @@ class Norm:
     def __call__(self, x: Tensor) -> Tensor:
         """Of x [T, hidden]."""
         if self.bias is None:
+            if kernels := kernels_for(x):
+                return kernels.norm(x, self.weight, self.eps)
             return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
         return functional.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
@@ -74,6 +77,10 @@ class Heads:
         """Stores keys and values of the fused rows q|k|v [T, ...], attends; [T, num_heads * head_size]."""
         if self.interleaved:
             qkv = self._apart(qkv)
+        if kernels := kernels_for(qkv):
+            pools = step.kv.keys[layer], step.kv.values[layer]
+            query = kernels.rotate_and_store(qkv, self.num_heads, step.turn, step.batch.slots, pools)
+            return paged_attention(query, step.kv, layer, step.batch)
         heads = qkv.view(qkv.shape[0], -1, self.head_size)
         turning, value = heads.tensor_split([self.num_heads + self.num_kv_heads], 1)
         query, key = (turning if step.turn is None else rotate(turning, step.turn)).tensor_split([self.num_heads], 1)
@@ -102,8 +109,15 @@ class LlamaLayer:
     def forward(self, x: Tensor, layer: int, step: Step) -> Tensor:
         """The next residual; may overwrite ``x``."""
         x = self.output.add_to(x, self.heads.attend(self.qkv(self.input_norm(x)), layer, step))
-        gate, up = self.gate_up(self.post_norm(x)).chunk(2, -1)
-        return self.down.add_to(x, functional.silu(gate).mul_(up))
+        return self.down.add_to(x, _gated(self.gate_up(self.post_norm(x))))
+
+
+def _gated(gate_up: Tensor) -> Tensor:
+    """silu(gate) * up of rows gate|up."""
+    if kernels := kernels_for(gate_up):
+        return kernels.gate(gate_up)
+    gate, up = gate_up.chunk(2, -1)
+    return functional.silu(gate).mul_(up)
 
 
 class OptLayer:

@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch", reason="needs the live extra: make test-liv
 
 from serving.live import attention  # noqa: E402
 from serving.live.attention import attention_batch, paged_attention  # noqa: E402
+from serving.live.cpu import kernels  # noqa: E402
+from serving.live.cpu.build import build  # noqa: E402
 from serving.live.kv import KvCache  # noqa: E402
 
 HEAD_SIZE = 8
@@ -98,11 +100,17 @@ class Worked:
         return attention_batch(case.num_tokens, case.num_computed, case.tables, case.block_size, "cpu")
 
 
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+@given(case=cases())
 @unhurried
-@given(cases())
-def test_paged_attention_is_attention(case: Case) -> None:
+def test_paged_attention_is_attention(compiled: bool, case: Case) -> None:
+    if compiled and (reason := build()):
+        pytest.skip(reason)
     worked = Worked(case)
-    ours = paged_attention(worked.query, worked.kv, 1, worked.batch())
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(kernels, "_kernels", lambda: None)
+        ours = paged_attention(worked.query, worked.kv, 1, worked.batch())
     torch.testing.assert_close(ours, worked.expected(), atol=1e-5, rtol=1e-5)
 
 
@@ -195,7 +203,8 @@ def test_a_kernel_gets_the_decoding_sequences(
     tables = [[7, 2, 9, 0], [1, 8, 3, 5], [4, 6, 10, 11]]
     case = Case(num_tokens, [3, 10, 8], tables, 4, num_heads=4, num_kv_heads=2, seed=1)
     worked, seen = Worked(case), list[int]()
-    monkeypatch.setattr(attention, "_kernels", lambda *_: naive_kernels(seen))
+    monkeypatch.setattr(kernels, "_kernels", lambda: None)
+    monkeypatch.setattr(attention, "_gpu_kernels", lambda *_: naive_kernels(seen))
     ours = paged_attention(worked.query, worked.kv, 1, worked.batch())
     torch.testing.assert_close(ours, worked.expected(), atol=1e-5, rtol=1e-5)
     assert seen == longest

@@ -14,6 +14,8 @@ torch = pytest.importorskip("torch", reason="needs the live extra: make test-liv
 transformers = pytest.importorskip("transformers", reason="needs the live extra: make test-live")
 
 from serving.live.attention import attention_batch  # noqa: E402
+from serving.live.cpu import kernels  # noqa: E402
+from serving.live.cpu.build import build  # noqa: E402
 from serving.live.kv import KvCache  # noqa: E402
 from serving.live.linear import Linear, fuse  # noqa: E402
 from serving.live.model import StageModel  # noqa: E402
@@ -158,6 +160,21 @@ def test_sequences_share_steps_in_chunks_of_any_size(name: str) -> None:
         for sequence, count in step.items():
             assert close(ours[sequence], theirs[sequence][cursor[sequence] :][:count])
             cursor[sequence] += count
+
+
+@pytest.mark.parametrize("compiled", [True, False], ids=["kernels", "torch"])
+@pytest.mark.parametrize("name", ["llama-bias", "llama-wide-heads", "qwen2", "opt", "falcon", "falcon-multi-head"])
+def test_with_compiled_kernels_and_without(name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if compiled and (reason := build()):
+        pytest.skip(reason)
+    if not compiled:
+        monkeypatch.setattr(kernels, "_kernels", lambda: None)
+    made, pipeline, ids = reference(name), Pipeline(reference(name), [1, 3]), tokens(3, 24)
+    theirs = made.logits(ids)
+    assert close(pipeline.step({"a": ids[:19], "b": ids[:1]})["a"], theirs[:19])
+    for at in range(1, 5):
+        both = pipeline.step({"b": [ids[at]], "a": [ids[18 + at]]})
+        assert close(both["a"], theirs[18 + at : 19 + at]) and close(both["b"], theirs[at : at + 1])
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "opt", "falcon", "falcon-new"])
