@@ -7,7 +7,7 @@ import pytest
 
 from aebench.catalog import Catalog
 from aebench.deployed_models import names_in_short, tables_by_model
-from aebench.execute import setup, without_token_gaps
+from aebench.execute import setup, without
 from aebench.host_cache import cache_bytes, largest_cache
 from serving.cost.models import MODELS
 from serving.records import Record
@@ -126,7 +126,7 @@ def test_the_caches_of_a_point_are_those_of_its_servers(checkout: Checkout) -> N
 
 def test_token_gaps_are_dropped_and_nothing_else() -> None:
     written: list[Record] = []
-    write = without_token_gaps(written.append)
+    write = without({"token_gaps": ()}, written.append)
     write(make_request(3))
     write(make_stage())
     assert written == [make_request(3, token_gaps=()), make_stage()]

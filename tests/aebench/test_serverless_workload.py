@@ -174,7 +174,7 @@ SPOILT = [
     (
         'kind     = "serverless"',
         'kind = "serverles"',
-        "workload.kind: expected 'cold_requests', 'open_loop' or 'serverless', got 'serverles'",
+        "workload.kind: expected 'cold_requests', 'open_loop', 'serverless' or 'batches', got 'serverles'",
     ),
     ("[workload.trace]\nrate = 0.5", "[workload.trace]", "workload.trace.rate: missing: kind = 'synthetic' needs it"),
     (

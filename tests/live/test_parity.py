@@ -101,9 +101,14 @@ def test_migrations_of_all_methods_are_replayed_also_those_that_end_early() -> N
         sky = Sky(engine, Weather(), records)
         asked = [ask(engine, list(range(20 + number)), 120) for number in range(12)]
         sky.until(lambda: len(sky.migrations()) > 4)
-        sky.until(lambda: any(one.move is not None for one in sky.instances))
-        moving = next(one.move for one in sky.instances if one.move is not None)
-        engine.abort(asked[moving.sequence.request.request_id][0])
+        moving: list[int] = []
+
+        def look() -> bool:
+            moving.extend(one.move.sequence.request.request_id for one in sky.instances if one.move is not None)
+            return bool(moving)
+
+        sky.until(look)
+        engine.abort(asked[moving[0]][0])
         os.kill(sky.run.fleet.links(sky.instances[0])[0].live.pid, signal.SIGKILL)
         assert {heard.last.finish_reason for _, heard in asked} <= {"length", "abort"}
     moved = [record for record in sky.migrations() if record.outcome == "migrated"]
