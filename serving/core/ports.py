@@ -62,8 +62,9 @@ class Transport(Protocol):
         ...
 
     def move_kv(self, source: Worker, target: Worker, blocks: list[int], into: list[int], size: Bytes) -> Transfer:
-        """KV blocks of the source's layers, so many bytes, into as many blocks of the target, in their order. Once it
-        is cancelled, nothing more is written before whatever the target is asked to compute from then on."""
+        """KV blocks of the source's layers, so many bytes, into as many blocks of the target, in their order; there
+        may be none. Once it is cancelled, nothing more is written before whatever the target is asked to compute from
+        then on."""
         ...
 
 

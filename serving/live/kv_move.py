@@ -24,8 +24,8 @@ from serving.units import BytesPerSecond, Seconds
 
 PREFIX = struct.Struct("<QQ")
 """Number of the move, bytes."""
-PREFIX_LIMIT: Seconds = 1.0
-"""For a caller to say which move he gives."""
+PREFIX_LIMIT: Seconds = 10.0
+"""For a caller to say which move he gives: long for a process on a busy machine, as nobody tries a second time."""
 BACKLOG = 16
 """Callers at once: stages of a pipeline but one, at most."""
 

@@ -121,10 +121,13 @@ class StageRunner:
         self.synchronize()
 
     def kv_rows(self, layers: range, blocks: list[int]) -> HostRows | DeviceRows:
-        """The KV of some blocks, in some of the layers; another thread than that of the steps may give or take it."""
+        """The KV of some blocks, or of none, in some of the layers; another thread than that of the steps may give or
+        take it."""
         if layers.start < self.layers.start or layers.stop > self.layers.stop:
             here = f"{self.layers.start}..{self.layers.stop}"
             raise LiveError(f"no KV of layers {layers.start}..{layers.stop} in a stage of layers {here}")
+        if not blocks:  # the last stage of a migration has none when all were complete and none was begun
+            return HostRows([], [])
         first = 2 * (layers.start - self.layers.start)
         self._check_blocks(blocks)
         if self.device.type == "cuda" and self._kv_staging is None:

@@ -1,6 +1,8 @@
 """Live runs in which running sequences move between instances: all the time, or one when a test says so."""
 
 import atexit
+import os
+import signal
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -24,7 +26,7 @@ from serving.live.engine_stats import sequences_of
 from serving.live.fleet import WorkerOptions
 from serving.live.setup import LiveRun, LiveSetup
 from serving.policies.fixed_instances import FixedInstances, FixedInstancesConfig
-from serving.records import MigrationRecord, Record
+from serving.records import DecisionRecord, MigrationRecord, Record
 from serving.units import MB, BytesPerSecond
 from tests.live.served import fixed, small_testbed
 from tests.live.stages import make_lively
@@ -113,6 +115,8 @@ class Sky:
     engine: Engine
     weather: Weather
     records: list[Record] = field(default_factory=list)
+    killed: set[int] = field(default_factory=set)
+    """Instances that a test has killed a process of."""
 
     @property
     def run(self) -> LiveRun:
@@ -155,6 +159,11 @@ class Sky:
 
         return self.on_clock(begin)
 
+    def kill(self, victim: Instance, rank: int = 0) -> None:
+        """One of its processes."""
+        self.killed.add(victim.instance_id)
+        os.kill(self.run.fleet.links(victim)[rank].live.pid, signal.SIGKILL)
+
     def limit(self, rate: BytesPerSecond) -> None:
         """How fast KV goes from now on."""
         for server in self.run.control.cluster.servers:
@@ -177,12 +186,15 @@ class Sky:
             sleep(0.002)
 
     def assert_is_clear(self) -> None:
-        """Nothing is under way, every block is free, and every process has its one socket file."""
-        self.until(lambda: not sequences_of(self.run.control.cluster, MODEL))
+        """Nothing is under way, every block is free, every process has its one socket file, and no instance was lost
+        but those that were killed."""
+        control = self.run.control
+        self.until(lambda: not sequences_of(control.cluster, MODEL) and not control._migrations._under_way)
+        lost = {d.instance: d.detail for d in self.records if isinstance(d, DecisionRecord) and d.action == "lose"}
+        assert {number: why for number, why in lost.items() if number not in self.killed} == {}
 
         def look() -> None:
-            assert not self.run.control._migrations._under_way
-            for instance in self.run.control.cluster.instances:
+            for instance in control.cluster.instances:
                 pool = instance.pool
                 assert pool is not None and instance.move is None
                 assert pool.num_free == pool.num_blocks

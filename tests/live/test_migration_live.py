@@ -1,7 +1,5 @@
 """Running sequences that move between real processes: the same tokens, whatever happens on the way."""
 
-import os
-import signal
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from random import Random
@@ -16,11 +14,14 @@ from serving.core.actions import Method
 from serving.core.instance import Instance
 from serving.core.kv import Reservation
 from serving.core.request import Sampling
+from serving.live.arrival import Arrival
 from serving.live.output import Handle, Output
 from serving.records import DecisionRecord, PauseRecord, RequestRecord
 from serving.units import MB, Seconds, ms
 from tests.live.migrations import BLOCK, NUM_BLOCKS, Sky, Weather, fast, stormy
 from tests.live.test_engine import Heard, answers, ask, serving, until
+
+pytestmark = pytest.mark.faults
 
 PROMPTS = [[Random(number).randrange(320) for _ in range(6 + 9 * number)] for number in range(10)]
 LENGTH = 60
@@ -192,6 +193,17 @@ def begin(
     return handle.request_id, heard, source, target
 
 
+def test_a_stage_with_nothing_left_to_copy_arrives(sky: Sky) -> None:
+    """As when a sequence gains no token while its last block is copied."""
+
+    def begin() -> Arrival:
+        source, target, *_ = [worker for instance in sky.instances for worker in instance.workers]
+        return sky.run.transport.move_kv(source, target, [], [], 0)
+
+    arrival = sky.on_clock(begin)
+    sky.until(lambda: not arrival.under_way)
+
+
 @pytest.mark.parametrize("method", [Method.LIVE, Method.BLOCKING], ids=lambda method: method.value)
 def test_without_space_it_stays(sky: Sky, long_alone: list[int], method: Method) -> None:
     handle, heard = ask_long(sky)
@@ -223,14 +235,15 @@ def test_one_that_finishes_on_the_way_has_ended(sky: Sky, long_alone: list[int])
 
 
 def test_one_that_is_preempted_on_the_way_stays_and_is_computed_again(sky: Sky, long_alone: list[int]) -> None:
-    request_id, heard, source, _ = begin(sky, "copying")
+    num_tokens = LONG_LENGTH + 60  # so that the copy is over long before the answer is
+    request_id, heard, source, _ = begin(sky, "copying", num_tokens, 2 * SLOW)
     pool, others = source.pool, Reservation(-1)
     assert pool is not None
     sky.on_clock(lambda: pool.reserve(others, pool.num_free))
     sky.until(lambda: sky.sequence(request_id).num_preemptions == 1)
     sky.on_clock(lambda: pool.release(others))
     assert heard.last.finish_reason == "length"
-    assert heard.ids == long_alone
+    assert heard.ids[:LONG_LENGTH] == long_alone and len(heard.ids) == num_tokens
     assert sky.ended(request_id).outcome == "preempted"
 
 
@@ -269,7 +282,7 @@ def test_a_process_that_is_killed_on_the_way_changes_no_token(
 ) -> None:
     request_id, heard, source, target = begin(sky, phase)
     victim = source if who == "source" else target
-    os.kill(sky.run.fleet.links(victim)[0].live.pid, signal.SIGKILL)
+    sky.kill(victim)
     assert heard.last.finish_reason == "length"
     assert heard.ids == long_alone
     record = sky.ended(request_id)

@@ -1,7 +1,5 @@
 """Pipelines of two stages: a sequence moves worker by worker, each stage's KV to the same stage of the other."""
 
-import os
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,7 +48,7 @@ def test_a_stage_that_is_killed_while_the_others_copy_takes_the_move_with_it(sky
     move = source.move
     assert move is not None
     sky.until(lambda: len(move.reservation.blocks) >= 12)
-    os.kill(sky.run.fleet.links(target)[1].live.pid, signal.SIGKILL)
+    sky.kill(target, rank=1)
     assert heard.last.finish_reason == "length"
     assert heard.ids == expected
     assert sky.ended(handle.request_id).outcome == "target lost"
