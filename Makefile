@@ -8,12 +8,12 @@ PIP := $(BIN)/pip --quiet --disable-pip-version-check
 
 # A test file stays with one process, so what its tests share is made once.
 PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder
-# Half as many again: live tests spend half of their time waiting for processes to start.
-LIVE_TESTERS = $$(( 3 * $$(getconf _NPROCESSORS_ONLN) / 2 ))
+# Half as many again as cores: tests spend much of their time waiting for processes.
+TESTERS = $$(( 3 * $$(getconf _NPROCESSORS_ONLN) / 2 ))
 # Tests start many short processes, which should find bytecode.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: figure7 figure8 hello report test test-live live-figure7 serve lint types bench clean
+.PHONY: figure7 figure8 hello report test test-live test-live-faults live-figure7 serve lint types bench clean
 .DELETE_ON_ERROR:
 
 $(VENV)/core: pyproject.toml constraints.txt
@@ -45,10 +45,13 @@ report: $(VENV)/core
 	@$(BIN)/aebench report --log-path history_logs --out report.html
 
 test: $(VENV)/dev
-	@$(PYTEST) -n auto
+	@$(PYTEST) -n $(TESTERS) --ignore=tests/live
 
 test-live: $(VENV)/live
-	@$(PYTEST) -n $(LIVE_TESTERS) tests/live
+	@$(PYTEST) -n $(TESTERS) -m 'not faults' tests/live
+
+test-live-faults: $(VENV)/live
+	@$(PYTEST) -n $(TESTERS) -m faults tests/live
 
 live-figure7: models/smollm2-135m
 	@$(BIN)/aebench run figure7 --backend live

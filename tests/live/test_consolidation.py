@@ -203,6 +203,7 @@ class Strikes:
         return self._move(transport, source, *others)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("phases", [("fetch", "load"), ("waiting", "give")], ids=str)
 def test_processes_that_are_killed_at_any_moment_change_no_answer(
     phases: tuple[str, str], monkeypatch: pytest.MonkeyPatch, undisturbed: list[list[int]]

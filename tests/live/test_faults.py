@@ -34,6 +34,8 @@ from tests.live.served import fixed, left_over, live_setup, small_testbed
 from tests.live.test_engine import PROMPTS, WAIT, answers, ask, serving, until
 from tests.live.test_processes import alive, wait_until_gone
 
+pytestmark = pytest.mark.faults
+
 LENGTH = 100
 """Output tokens: long enough to be in the middle of."""
 

@@ -38,6 +38,8 @@ from tests.live.test_engine import WAIT, serving, until  # noqa: E402
 from tests.live.test_faults import kill, nothing_is_left, on, setup_of  # noqa: E402, F401
 from tests.live.test_service_fuzz import FIELDS, GOOD, ODD, RAW, check  # noqa: E402
 
+pytestmark = pytest.mark.faults
+
 SHORT = {"model": "tiny", "prompt": "ab", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
 PATIENCE = 20.0
 """Seconds."""

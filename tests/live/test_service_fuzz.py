@@ -19,6 +19,8 @@ from aebench.service.bodies import ChatBody, CompletionBody, HydraServeBody  # n
 from aebench.service.service import Service  # noqa: E402
 from tests.live.fake_engine import FakeEngine, tiny  # noqa: E402
 
+pytestmark = pytest.mark.faults
+
 GOOD: dict[str, dict[str, Any]] = {
     "/v1/completions": {"model": "tiny", "prompt": "ab", "max_tokens": 2},
     "/v1/chat/completions": {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 2},

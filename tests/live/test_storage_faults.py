@@ -29,6 +29,8 @@ from tests.live.fetching import (
     stream_of,
 )
 
+pytestmark = pytest.mark.faults
+
 Script = Callable[[socket.socket], None]
 
 

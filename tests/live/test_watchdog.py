@@ -21,6 +21,8 @@ from serving.units import MB
 from serving.workload.clients import Client, Send
 from tests.live.served import fixed, left_over, live_setup, request, small_testbed
 
+pytestmark = pytest.mark.faults
+
 pytest.importorskip("torch", reason="needs the live extra: make test-live")
 
 
