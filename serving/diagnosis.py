@@ -20,14 +20,12 @@ def about_workers(decision: DecisionRecord, instance: Instance) -> DecisionRecor
 
 def reason_to_refuse(sequence: Sequence, instance: Instance) -> str | None:
     """Why the instance can never hold the sequence to its end; None: it can, or is not ready and says so itself."""
-    if instance.pool is None:
-        return None
-    room = instance.pool.num_blocks * instance.pool.block_size
-    if sequence.final_tokens <= room:
+    pool = instance.pool
+    if pool is None or pool.can_ever_hold(sequence):
         return None
     return (
         f"request {sequence.request.request_id} of {sequence.final_tokens} prompt and output tokens, "
-        f"instance {instance.instance_id} has KV memory for {room}"
+        f"instance {instance.instance_id} has KV memory for {pool.num_blocks * pool.block_size}"
     )
 
 

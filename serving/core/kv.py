@@ -42,6 +42,10 @@ class BlockPool:
         """Blocks that hold so many tokens."""
         return -(-num_tokens // self.block_size)
 
+    def can_ever_hold(self, sequence: "Sequence") -> bool:
+        """Whether it is large enough for all tokens that the sequence may have, were it alone."""
+        return sequence.final_tokens <= self.num_blocks * self.block_size
+
     def can_extend(self, sequence: Sequence, num_tokens: Tokens, reserve: int = 0) -> bool:
         """Whether the sequence can grow to ``num_tokens`` and leave ``reserve`` blocks free."""
         missing = self.blocks_for(num_tokens) - len(sequence.block_table)

@@ -56,12 +56,18 @@ class Move:
         same = sequence.instance is self.source and sequence.num_preemptions == self._num_preemptions
         return same and sequence.state is State.RUNNING
 
+    @property
+    def can_end_there(self) -> bool:
+        """Whether the target has memory for all that the sequence may become."""
+        return _pool(self.target).can_ever_hold(self.sequence)
+
     def num_paused(self, instance: "Instance") -> int:
         """Sequences of an instance that are neither waiting nor running: 1 for the source's while it is paused."""
         return int(instance is self.source and self.paused_at is not None and self.sequence.instance is instance)
 
     def reserve(self, num_blocks: int, keep_free: int) -> bool:
-        """Get the target to keep more blocks, and a seat; False: it has not got them."""
+        """Get the target to keep more blocks; False: it has not got them, or no seat now. Seats are not kept: one that
+        is taken before the sequence comes makes the batch larger by it."""
         self.target.settle()
         pool = _pool(self.target)
         if self.target.spare < 1 or not pool.can_reserve(num_blocks, keep_free):

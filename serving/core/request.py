@@ -95,7 +95,7 @@ class Sequence:
     num_losses: int = 0
     """Instances that it was on when they were lost."""
     num_migrations: int = 0
-    """Times that it went on elsewhere with its KV."""
+    """Times that it went on elsewhere, with its KV or to be recomputed."""
     computed_for: int = 0
     """Nanoseconds of all steps that it was in."""
     in_flight: bool = False
@@ -134,5 +134,12 @@ class Sequence:
             token_gaps=tuple(map(sub, times[1:], times)) if token_gaps else (),
             priority=self.request.priority,
             computed_for=self.computed_for * 1e-9,
-            preempted_for=sum((times[count] - at for count, at in self.preempted_at if count < len(times)), 0.0),
+            preempted_for=self._preempted_for(),
         )
+
+    def _preempted_for(self) -> Seconds:
+        """From losing its KV to its next token, summed. One that loses it again before that has lost it once."""
+        times, lost_at = self.token_times, dict[int, Seconds]()
+        for count, at in self.preempted_at:
+            lost_at.setdefault(count, at)
+        return sum((times[count] - at for count, at in lost_at.items() if count < len(times)), 0.0)

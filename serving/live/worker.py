@@ -108,10 +108,11 @@ class Worker:
 
     def end(self, code: int = 0) -> None:
         """Leave at once, whatever runs: nobody waits for its result any more, and the system takes all memory back."""
-        for engine in self._engines.values():
-            engine.close()
-        self._traffic.close()
-        os._exit(code)
+        try:
+            for close in [*(engine.close for engine in [*self._engines.values()]), self._traffic.close]:
+                close()
+        finally:
+            os._exit(code)
 
     def _receive(self) -> None:
         """On the commands' thread: hand each command to the thread that carries it out."""
@@ -283,8 +284,7 @@ def _describe(header: Header, error: Exception) -> str:
     traceback.print_exc()
     if isinstance(error, KeyError) and error.args and error.args[0] not in header:
         return f"{op}: the command lacks {error.args[0]!r}"
-    first = (str(error).splitlines() or [""])[0]
-    return f"{op}: {type(error).__name__}: {first}"
+    return f"{op}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def main() -> None:

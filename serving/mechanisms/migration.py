@@ -47,7 +47,10 @@ class Migration:
         self.started_at = self.backend.clock.now
 
     def run(self) -> FlowBody:
-        """Move the sequence by the method asked for."""
+        """Move the sequence by the method asked for, unless the target could never compute it to its end."""
+        if not self.move.can_end_there:
+            self.end("no space")
+            return
         methods = {Method.LIVE: self._live, Method.BLOCKING: self._blocking, Method.RECOMPUTE: self._recompute}
         outcome = yield from methods[self.action.method]()
         self.end(outcome)
@@ -141,7 +144,8 @@ class Migration:
 
     def _what_became(self) -> str:
         """Why the sequence is not to be moved any more."""
-        return "finished" if self.action.sequence.state is State.FINISHED else "preempted"
+        ends = {State.FINISHED: "finished", State.ABORTED: "aborted"}
+        return ends.get(self.action.sequence.state, "preempted")
 
     def _write_pause(self, paused_at: Seconds, resumed_at: Seconds) -> None:
         spec = self.action.source.spec

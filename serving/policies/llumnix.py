@@ -199,8 +199,9 @@ class Llumnix:
             return leaving(source.instance, self.config.order, lets_high_go=source.lets_high_go)
 
         def accepts(sequence: Sequence, source: Standing, target: Standing) -> bool:
-            num_blocks = source.instance.num_blocks_of(sequence)
-            return num_blocks <= target.room and self._is_worthwhile(num_blocks, source, target, service)
+            num_blocks, pool = source.instance.num_blocks_of(sequence), target.instance.pool
+            fits = num_blocks <= target.room and pool is not None and pool.can_ever_hold(sequence)
+            return fits and self._is_worthwhile(num_blocks, source, target, service)
 
         is_paper, bounds = self.config.variant == "paper", (self.config.migrate_threshold, self.config.in_above)
         for source, target, sequence in moves(standings, *bounds, offers, accepts=accepts if is_paper else None):
@@ -251,11 +252,17 @@ class Llumnix:
             service.draining = None
             service.num_wanted += 1
         elif num_missing:
-            service.num_wanted += num_missing
+            num_free_gpus = sum(1 for _ in _free_gpus(cluster))
+            service.num_wanted = max(service.num_wanted, len(ready) + min(num_missing, num_free_gpus))
         elif service.draining is None:
-            is_paper = self.config.variant == "paper"
-            service.draining = superfluous(shares, self.config.scale_range, fewest_running=is_paper)
-            service.num_wanted -= service.draining is not None
+            service.draining = superfluous(
+                shares,
+                self.config.scale_range,
+                counts_queue=self.config.defragmentation,
+                fewest_running=self.config.variant == "paper",
+            )
+            if service.draining is not None:
+                service.num_wanted = len(ready) - 1
 
     def _retire(self, service: Service) -> list[Action]:
         """The instance that was to go, when it has nothing more."""

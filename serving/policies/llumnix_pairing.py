@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serving.core.instance import Instance
-from serving.core.request import Sequence
+from serving.core.request import Sequence, State
 
 Order = Literal["sjf", "ljf", "lcfs"]
 """``sjf``: lower priority first, then the shortest. ``ljf``: then the longest. ``lcfs``: the last that came, of normal
@@ -81,6 +81,7 @@ def leaving(instance: Instance, order: Order, *, lets_high_go: bool = True) -> l
     The headroom is kept for those of high priority, so that an instance looks full for it is no reason for these to
     leave: each would take it along, to where none was (``lets_high_go``: there is another reason)."""
     ready = [s for s in reversed(instance.running) if s.token_times and s.num_computed + 1 == s.num_tokens]
+    ready = [s for s in ready if s.state is State.RUNNING]  # a client may have left while a step computes its sequence
     if order == "lcfs" or not lets_high_go:
         ready = [sequence for sequence in ready if sequence.request.priority <= 0]
     if order == "lcfs":

@@ -66,7 +66,8 @@ class SimTransport:
         if source.server is target.server:
             path = (source.gpu.pcie, target.gpu.pcie)
         sending = self.copies.engine(source, "out", costs.copy_rate)
-        receiving = self.copies.engine(target, "in", self._engines[target.server.kind].copy_rate or costs.copy_rate)
+        into_rate = self._engines.get(target.server.kind, ROOFLINE).copy_rate or costs.copy_rate
+        receiving = self.copies.engine(target, "in", into_rate)
         return self.copies.start((source, target), (sending, *path, receiving), size, costs.copy_delay(source))
 
     def load(self, worker: Worker, size: Bytes, loader: Loader) -> "SimTransfer | Copying":

@@ -207,6 +207,15 @@ def test_instances_are_added_when_freeness_is_low_and_start_like_any_engine() ->
     assert stages == ["container", "libraries", "context", "fetch", "load", "profile", "engine"]
 
 
+def test_no_more_instances_are_wanted_than_find_gpus() -> None:
+    # Two GPUs and a load for more; then a sequence alone, for which the second instance goes and stays away.
+    run = make_run("llumnix", num_blocks=200, num_servers=2, **SCALING)
+    for index, request in enumerate([*requests(24, 200, 600), *requests(1, 100, 3000, first=24)]):
+        run.arrive(2.0 + index / 10, request)
+    run.finish(200.0)
+    assert [len(run.of(action)) for action in ("launch", "retire")] == [2, 1]
+
+
 @pytest.mark.parametrize("system", ["llumnix", "infaas++"])
 def test_a_draining_instance_loses_nothing(system: str) -> None:
     # A long sequence on each of two instances of 10,000 blocks: one instance is enough.

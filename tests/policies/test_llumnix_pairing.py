@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.core.instance import Instance
-from serving.core.request import Sequence
+from serving.core.request import Sequence, State
 from serving.policies.llumnix_pairing import Accepts, Order, Standing, leaving, moves, narrows
 from serving.policies.llumnix_scaling import Range, Share, missing, superfluous
 from tests.build import make_instance, make_sequence
@@ -128,6 +128,7 @@ def running() -> Instance:
         sequence.request = replace(sequence.request, priority=int(index == 2))
         if index < 4:
             sequence.token_times, sequence.num_computed = [0.5], num_tokens - 1
+        sequence.state = State.RUNNING
         instance.running.append(sequence)
     return instance
 
@@ -144,6 +145,13 @@ def test_one_of_high_priority_leaves_last_and_not_for_its_own_headroom_and_never
     assert [sequence.request.request_id for sequence in leaving(instance, "sjf")] == [2]
     assert leaving(instance, "sjf", lets_high_go=False) == []
     assert leaving(instance, "lcfs") == []
+
+
+def test_a_sequence_whose_client_has_left_stays_where_it_ends() -> None:
+    instance = running()
+    for sequence in instance.running:
+        sequence.state = State.ABORTED
+    assert leaving(instance, "sjf") == leaving(instance, "lcfs") == []
 
 
 def test_one_that_is_computed_again_does_not_leave() -> None:
@@ -165,8 +173,15 @@ def test_without_defragmentation_the_gap_must_become_smaller() -> None:
     assert not narrows(source, replace(target, freeness=20.0), 10, in_above=3.0)  # from 19.2 apart to 23.5
 
 
-def share(num_free: float, num_used: float, num_requests: int) -> Share:
-    return Share(instance=make_instance(64).instance, num_free=num_free, num_used=num_used, num_requests=num_requests)
+def share(num_free: float, num_used: float, num_running: int, num_waiting: int = 0, queued: float = 0.0) -> Share:
+    return Share(
+        instance=make_instance(64).instance,
+        num_free=num_free,
+        num_used=num_used,
+        queued=queued,
+        num_running=num_running,
+        num_waiting=num_waiting,
+    )
 
 
 WANTED = Range(low=10.0, high=60.0, min_instances=1, max_instances=16)
@@ -182,18 +197,36 @@ def test_so_many_empty_instances_are_missing_as_bring_the_average_up() -> None:
     assert missing([], WANTED) == 0
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_what_waits_somewhere_makes_no_empty_instance_smaller(first: bool) -> None:
+    # (20 + 30 - 90) / 20 = -2; with empty ones of 100 blocks (-40 + 100 n) / 20: 3 and 8 for 1 and 2, 13 for 3
+    shares = [share(20, 80, 9, 1, queued=90), share(30, 70, 10)]
+    assert missing(shares if first else shares[::-1], WANTED) == 3
+
+
 def test_one_is_superfluous_if_the_others_could_hold_what_it_has() -> None:
     # Without the last: (90 + 80 - 20) / 2 = 75
     shares = [share(90, 10, 1), share(80, 20, 1), share(80, 20, 0)]
-    assert superfluous(shares, WANTED, fewest_running=False) is shares[2].instance
-    assert superfluous(shares, replace(WANTED, high=75.0), fewest_running=False) is None
-    assert superfluous(shares, replace(WANTED, min_instances=3), fewest_running=False) is None
-    assert superfluous(shares[:1], WANTED, fewest_running=False) is None
+    assert idle(shares, WANTED) is shares[2].instance
+    assert idle(shares, replace(WANTED, high=75.0)) is None
+    assert idle(shares, replace(WANTED, min_instances=3)) is None
+    assert idle(shares[:1], WANTED) is None
+
+
+def idle(shares: list[Share], wanted: Range) -> Instance | None:
+    return superfluous(shares, wanted, counts_queue=True, fewest_running=False)
+
+
+def test_a_queue_makes_none_superfluous_where_queues_count() -> None:
+    # Without the last: (90 - 24 + 80 - 20) / 3 = 42, one that waits counting as one; without queues 150 / 2 = 75
+    shares = [share(90, 10, 1, 4, queued=24), share(80, 20, 1), share(80, 20, 0)]
+    assert superfluous(shares, WANTED, counts_queue=True, fewest_running=False) is None
+    assert superfluous(shares, WANTED, counts_queue=False, fewest_running=False) is shares[2].instance
 
 
 def test_the_paper_takes_the_one_with_the_fewest_running() -> None:
     shares = [share(90, 10, 1), share(100, 0, 0), share(80, 20, 1)]
     for one in (shares[0], shares[2]):
         one.instance.running.append(make_sequence())
-    assert superfluous(shares, WANTED, fewest_running=True) is shares[1].instance
-    assert superfluous(shares, WANTED, fewest_running=False) is shares[2].instance
+    assert superfluous(shares, WANTED, counts_queue=True, fewest_running=True) is shares[1].instance
+    assert superfluous(shares, WANTED, counts_queue=True, fewest_running=False) is shares[2].instance

@@ -138,6 +138,18 @@ def test_without_space_at_the_beginning_nothing_happens() -> None:
     assert sequence.instance is pair.source
 
 
+@pytest.mark.parametrize("method", list(Method))
+@pytest.mark.parametrize("num_blocks", [4, 8])
+def test_nothing_goes_where_it_could_never_end(num_blocks: int, method: Method) -> None:
+    # 64 + 80 tokens need 9 blocks in the end; at 4.5 s they have 5, for which there are 8.
+    pair = make_pair(num_blocks=(64, num_blocks))
+    sequence = started(pair, output=80, method=method)
+    pair.clock.run()
+    assert pair.outcomes == ["no space"]
+    assert (sequence.instance, len(sequence.token_times)) == (pair.source, 80)
+    assert (pair.source.move, pair.target.move) == (None, None)
+
+
 def test_without_space_in_the_last_stage_the_sequence_goes_on_where_it_was() -> None:
     # The target's other sequence grows into its fifth and last block while four are reserved. The source's other
     # sequence, alone in the batch from 6 s on, makes the one that was to leave lose a step.
@@ -177,6 +189,18 @@ def test_a_sequence_that_finishes_with_the_step_it_was_to_leave_after_is_finishe
     pair.clock.run()
     assert pair.outcomes == ["finished"]
     pair.assert_blocks_are_conserved()
+
+
+def test_one_whose_client_leaves_while_its_last_step_there_is_computed_is_aborted() -> None:
+    pair = make_pair()
+    sequence = started(pair, method=Method.BLOCKING)
+
+    def leave() -> None:
+        sequence.state = State.ABORTED
+
+    pair.clock.call_at(4.75, leave)
+    pair.clock.run(until=5.5)
+    assert pair.outcomes == ["aborted"]
 
 
 def test_a_sequence_that_was_preempted_meanwhile_stays_even_if_it_runs_again() -> None:

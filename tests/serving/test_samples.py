@@ -109,3 +109,10 @@ def test_a_preemption_costs_until_the_next_token_and_steps_add_up() -> None:
     # preempted at 17, computed again in the step from 20 to 21, which gives its 18th token; two more until 23
     assert (other.finished_at, other.preempted_for) == (23.0, 4.0)
     assert other.computed_for == pytest.approx(20.0)  # 23 s less the three that it waited
+
+
+def test_who_loses_its_kv_again_before_its_next_token_has_lost_it_once() -> None:
+    sequence = make_sequence(16, 20)
+    sequence.token_times = [1.0, 2.0, 9.0, 10.0, 15.0]
+    sequence.preempted_at = [(2, 3.0), (2, 5.0), (4, 11.5), (4, 12.0), (5, 16.0)]
+    assert sequence.record().preempted_for == (9.0 - 3.0) + (15.0 - 11.5)  # the last has no token after it
