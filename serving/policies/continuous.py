@@ -1,9 +1,10 @@
 """Continuous batching over paged KV: the Scheduler of every baseline.
 
 **Paper**: vLLM (SOSP'23) and its 0.4 scheduler; Sarathi-Serve for chunked prefill.
-**Implements**: first come, first served admission; preemption by recompute, latest arrival first; whole-prompt
+**Implements**: first come, first served admission; preemption by recompute, the latest in the batch first; whole-prompt
 prefill steps that go before decodes, or chunked prefill that shares the step with them.
-**Departures**: no swapping to host memory.
+**Departures**: no swapping to host memory. A chunked prompt is admitted when there are blocks for its first chunk, not
+for all of it: where memory is short, long prompts preempt each other.
 """
 
 from dataclasses import dataclass
