@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from serving.live.cpu.build import library_path
+from serving.live.cpu.build import compiled_library
 from serving.live.rope import Turn
 
 _SIGNATURES = {
@@ -135,11 +135,9 @@ def bind_threads(cores: Sequence[int]) -> None:
 
 @cache
 def _kernels() -> Kernels | None:
-    path = library_path()
-    if not path.exists():
-        return None
     try:
-        return Kernels(ctypes.CDLL(str(path)))  # its OpenMP is that which PyTorch has loaded
+        path = compiled_library()
+        return Kernels(ctypes.CDLL(str(path))) if path else None  # its OpenMP is that which PyTorch has loaded
     except (OSError, AttributeError) as error:
         print(f"the compiled CPU kernels cannot be used: {error}", file=sys.stderr, flush=True)
         return None
