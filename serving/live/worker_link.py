@@ -47,13 +47,29 @@ class Owed:
     """The process carries the command out on its loading thread."""
     since: Seconds
     """When it was asked for, or that thread last answered."""
+    longer: Seconds
+    """What the process may take for it beyond the limit of every answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Of a process that owes something: since when, and how long it may last."""
+
+    since: Seconds
+    limit: Seconds
+
+    @property
+    def over_at(self) -> Seconds:
+        """When it has lasted too long."""
+        return self.since + self.limit
 
 
 class WorkerLink:
     """One worker process. All but the reader thread's part runs on the clock's thread.
 
     ``on_fault(reason)`` is called on the clock, at most once: a command failed, the process ended before ``close``, or
-    it owes a greeting or an answer, and the thread that owes it has said nothing for ``answer_limit``.
+    it owes a greeting or an answer, and the thread that owes it has said nothing for ``answer_limit``, or for what the
+    command that it carries out may take beyond that.
     """
 
     def __init__(self, live: LiveProcess, clock: Clock, answer_limit: Seconds = ANSWER_LIMIT) -> None:
@@ -80,13 +96,20 @@ class WorkerLink:
         self._reader = Thread(target=self._read, name=f"replies of {live.name}", daemon=True)
         self._reader.start()
 
-    def call(self, header: dict[str, Any], on_reply: OnReply | None, buffers: Sequence[Buffer] = ()) -> None:
-        """Send a command; its reply, if any is wanted, comes on the clock. Nothing after ``close`` or a fault."""
+    def call(
+        self,
+        header: dict[str, Any],
+        on_reply: OnReply | None,
+        buffers: Sequence[Buffer] = (),
+        longer: Seconds = 0.0,
+    ) -> None:
+        """Send a command; its reply, if any is wanted, comes on the clock. Nothing after ``close`` or a fault.
+        ``longer``: what the process may take for it beyond ``answer_limit``, from when it has answered those before."""
         if self.closed:
             return
         command_id = next(self._ids)
         if on_reply is not None:
-            self._waiting[command_id] = Owed(on_reply, header["op"] in BESIDE, self._clock.now)
+            self._waiting[command_id] = Owed(on_reply, header["op"] in BESIDE, self._clock.now, longer)
             self._expect()
         try:
             send_frame(self.live.socket, {**header, "id": command_id}, *buffers)
@@ -165,10 +188,16 @@ class WorkerLink:
         answered.on_reply(reply)
 
     @property
-    def _silent_since(self) -> Seconds | None:
-        """Since when it owes something and says nothing; None: it has nothing to say."""
-        since = [owed.since for owed in self._waiting.values()]
-        return min(since, default=None) if self.greeted else self._started_at
+    def _silence(self) -> Silence | None:
+        """The one that is too long first; None: it has nothing to say. A thread answers in order, so it is the first
+        answer that it owes that counts: those behind it cannot come before."""
+        if not self.greeted:
+            return Silence(self._started_at, self._answer_limit)
+        first: dict[bool, Owed] = {}
+        for owed in self._waiting.values():
+            first.setdefault(owed.beside, owed)
+        silences = [Silence(owed.since, self._answer_limit + owed.longer) for owed in first.values()]
+        return min(silences, key=lambda silence: silence.over_at, default=None)
 
     def _expect(self) -> None:
         """An answer will be owed from now on. The timer outlasts many answers: it is not booked for each."""
@@ -176,29 +205,28 @@ class WorkerLink:
             self._watch = self._clock.call_later(self._answer_limit, self._look)
 
     def _look(self) -> None:
-        """The timer: look again when the limit may be over, and once more a moment after it."""
+        """The timer: look again when the limit may be over, and once more a moment after it. No later than after the
+        shortest limit, which an answer may have that is asked for from now on."""
         self._watch = None
-        silent_since = self._silent_since
-        if self.closed or silent_since is None:
+        silence = self._silence
+        if self.closed or silence is None:
             return
-        left = silent_since + self._answer_limit - self._clock.now
+        left = silence.over_at - self._clock.now
         if left > 0:
-            self._watch = self._clock.call_later(left, self._look)
+            self._watch = self._clock.call_later(min(left, self._answer_limit), self._look)
         else:
-            self._clock.post(self._give_last_chance, silent_since)
+            self._clock.post(self._give_last_chance, silence)
 
-    def _give_last_chance(self, silent_since: Seconds) -> None:
+    def _give_last_chance(self, silence: Silence) -> None:
         """As a post, for which time is what it is, however late the timer ran."""
         if not self.closed:
-            self._watch = self._clock.call_later(LAST_CHANCE, self._clock.post, self._accuse, silent_since)
+            self._watch = self._clock.call_later(LAST_CHANCE, self._clock.post, self._accuse, silence)
 
-    def _accuse(self, silent_since: Seconds) -> None:
-        self._watch = None
-        now_silent_since = self._silent_since
-        if now_silent_since == silent_since:
-            self._fault(f"{self.live.name} (process {self.live.pid}) has not answered for {self._answer_limit:g} s")
-        elif now_silent_since is not None:
-            self._expect()
+    def _accuse(self, silence: Silence) -> None:
+        if self._silence == silence:
+            self._fault(f"{self.live.name} (process {self.live.pid}) has not answered for {silence.limit:g} s")
+        else:
+            self._look()
 
     def _fault(self, reason: str) -> None:
         if self.closed:

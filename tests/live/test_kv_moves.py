@@ -1,6 +1,7 @@
 """What control tells two processes to move, whom it blames when nothing comes, and which bytes blocks are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from math import inf
@@ -19,11 +20,12 @@ from serving.core.instance import Instance  # noqa: E402
 from serving.core.worker import Worker  # noqa: E402
 from serving.live.arrival import Arrival  # noqa: E402
 from serving.live.fleet import Fleet, WorkerOptions  # noqa: E402
-from serving.live.kv_move import Views  # noqa: E402
+from serving.live.kv_move import KvTraffic, Outcome, Views  # noqa: E402
 from serving.live.kv_moves import KvMoves  # noqa: E402
 from serving.live.kv_rows import GROUP_SIZE, DeviceRows, HostRows, Staging  # noqa: E402
 from serving.live.recording import KvMoved, Recording  # noqa: E402
 from serving.live.worker_link import Reply  # noqa: E402
+from serving.units import MB  # noqa: E402
 from tests.build import make_cluster, make_instance, make_workers  # noqa: E402
 
 
@@ -42,11 +44,16 @@ class FakeLink:
     live: Process
     told: list[dict[str, Any]] = field(default_factory=list)
     replies: list[Any] = field(default_factory=list)
+    longer: list[float] = field(default_factory=list)
+    """Beyond the answer limit, what each command may take."""
 
-    def call(self, header: dict[str, Any], on_reply: Any, buffers: Sequence[memoryview] = ()) -> None:
+    def call(
+        self, header: dict[str, Any], on_reply: Any, buffers: Sequence[memoryview] = (), longer: float = 0.0
+    ) -> None:
         assert not buffers
         self.told.append(header)
         self.replies.append(on_reply)
+        self.longer.append(longer)
 
     def answer(self, outcome: str, number: int = 0) -> None:
         self.replies[number](Reply(header={"outcome": outcome}, payload=b""))
@@ -55,8 +62,9 @@ class FakeLink:
 class FakeFleet(Fleet):
     """Two instances of one worker each."""
 
-    def __init__(self) -> None:
-        super().__init__(SimClock(), WorkerOptions(answer_limit=30.0), Path("/tmp/kv"), Recording())
+    def __init__(self, answer_limit: float = 30.0, dtype: str | None = None) -> None:
+        options = WorkerOptions(answer_limit=answer_limit, dtype=dtype)
+        super().__init__(SimClock(), options, Path("/tmp/kv"), Recording())
         self.cluster = make_cluster()
         servers = self.cluster.inventory.servers
         self.instances = [self._instance(number, server) for number, server in enumerate(servers[:2])]
@@ -158,6 +166,141 @@ def test_a_move_from_or_to_a_dead_process_never_arrives(fleet: FakeFleet) -> Non
         assert arrival.under_way
         arrival.cancel()
     assert [op["op"] for fake in fleet.fakes for op in fake.told] == ["kv_drop"] * 2
+
+
+@dataclass
+class SlowLink:
+    """Moves between a fleet's two workers at a rate that makes them long."""
+
+    fleet: FakeFleet
+    rate: float = 0.1 * MB
+    moves: KvMoves = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moves = KvMoves(self.fleet)
+        for worker in self.fleet.ends:
+            worker.server.uplink = worker.server.downlink = Link("slow", self.rate)
+
+    def begin(self, size: float, *, back: bool = False) -> Arrival:
+        """A move to the second worker, or back to the first."""
+        source, target = reversed(self.fleet.ends) if back else self.fleet.ends
+        return self.moves.start(source, target, [5, 6], [1, 9], size)
+
+    def patience(self, who: int) -> list[float]:
+        """Of a process in its moves, as it was told."""
+        return [told["patience"] for told in self.fleet.fakes[who].told if "patience" in told]
+
+    def longer(self, who: int) -> list[float]:
+        """What it was given beyond the answer limit."""
+        fake = self.fleet.fakes[who]
+        return [more for told, more in zip(fake.told, fake.longer, strict=True) if "patience" in told]
+
+
+def test_each_move_may_take_as_long_as_its_link_needs_for_it_and_for_those_that_go_before(fleet: FakeFleet) -> None:
+    slow = SlowLink(fleet)
+    for size in (1 * MB, 2 * MB, 0.5 * MB):
+        slow.begin(size)
+    for who in (0, 1):
+        assert slow.patience(who) == pytest.approx([15.0, 25.0, 45.0])
+    assert slow.longer(1) == pytest.approx([10.0, 30.0, 35.0])
+    assert slow.longer(0) == pytest.approx([10.0, 40.0, 65.0])  # it says that the other hangs before it is missed itself
+
+
+def test_a_move_waits_for_none_that_is_over(fleet: FakeFleet) -> None:
+    slow = SlowLink(fleet)
+    arrivals = [slow.begin(1 * MB) for _ in range(4)]
+    fleet.fakes[1].answer("whole", 0)
+    arrivals[1].cancel()
+    fleet.fakes[1].answer("gone", 2)  # and the move is still wanted
+    fleet.fakes[0].answer("whole", 3)  # which the taker has not taken yet
+    slow.begin(2 * MB)
+    for who in (0, 1):
+        assert slow.patience(who)[4] == pytest.approx(25.0)
+        assert slow.longer(who)[4] == pytest.approx(30.0 if who else 40.0)
+
+
+def test_a_move_waits_for_none_to_another_process(fleet: FakeFleet) -> None:
+    slow = SlowLink(fleet)
+    slow.begin(1 * MB)
+    slow.begin(2 * MB, back=True)
+    assert slow.patience(0) == slow.patience(1) == [15.0, 15.0]
+    assert slow.longer(0) == slow.longer(1) == pytest.approx([10.0, 20.0])
+
+
+def test_a_move_over_a_link_without_a_limit_may_take_no_longer(fleet: FakeFleet) -> None:
+    slow = SlowLink(fleet, inf)
+    slow.begin(1 * MB)
+    slow.begin(1 * MB)
+    assert slow.patience(0) == slow.patience(1) == [15.0, 15.0]
+    assert slow.longer(0) == slow.longer(1) == [0.0, 0.0]
+
+
+def test_kv_is_as_large_as_it_is_kept_and_not_as_the_checkpoint_is() -> None:
+    """In values of 4 bytes, of a model that is stored in 2."""
+    fleet = FakeFleet(dtype="float32")
+    assert fleet.instances[0].spec.bytes_per_value == 2
+    slow = SlowLink(fleet)
+    slow.begin(1 * MB)
+    assert slow.longer(0) == slow.longer(1) == pytest.approx([20.0])
+
+
+def test_patience_outlasts_what_a_socket_holds(fleet: FakeFleet) -> None:
+    """256 KiB at 10 kB/s take 26 s, in which the giver may not give a byte; 50 kB are over after 5 s."""
+    slow = SlowLink(fleet, 10_000.0)
+    slow.begin(0.05 * MB)
+    slow.begin(1 * MB)
+    assert slow.patience(0) == slow.patience(1) == pytest.approx([15.0, 5.0 + 26.2144 + 7.5])
+
+
+def test_who_stalls_is_told_how_long_the_other_waited(fleet: FakeFleet) -> None:
+    slow = SlowLink(fleet)
+    slow.begin(1 * MB)
+    slow.begin(1 * MB)
+    fleet.fakes[0].answer("stalled", 1)
+    assert fleet.faults == [(fleet.ends[1], "worker 1.0 (process 71) took no KV for 25 s")]
+
+
+@dataclass
+class Memory:
+    """KV of so many bytes."""
+
+    data: bytearray
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.data)
+
+    def give(self, send: Callable[[Views], object]) -> None:
+        send([memoryview(self.data)])
+
+    def take(self, fill: Callable[[Views], object]) -> None:
+        self.give(fill)
+
+
+@pytest.fixture
+def inlet(tmp_path: Path) -> Iterator[tuple[KvTraffic, str]]:
+    taker, path = KvTraffic(), str(tmp_path / "inlet")
+    taker.listen(path)
+    yield taker, path
+    taker.close()
+
+
+def test_all_who_give_at_once_to_one_that_takes_slowly_are_served(inlet: tuple[KvTraffic, str]) -> None:
+    """The third's turn comes after 2.4 s, and nobody is patient for more than 1 s with a process that does nothing."""
+    slow = SlowLink(FakeFleet(answer_limit=2.0), 0.5 * MB)
+    sent = [Memory(bytearray([number] * 600_000)) for number in range(3)]
+    for memory in sent:
+        slow.begin(memory.num_bytes)
+    taker, path = inlet
+    taken = [Memory(bytearray(600_000)) for _ in sent]
+    with ThreadPoolExecutor(3) as givers, ThreadPoolExecutor(1) as side:
+        ends: list[Future[Outcome]] = []
+        for number, (memory, empty) in enumerate(zip(sent, taken, strict=True)):
+            take, give = slow.fleet.fakes[1].told[number], slow.fleet.fakes[0].told[number]
+            ends.append(side.submit(taker.take, number, empty, take["rate"], take["patience"]))
+            ends.append(givers.submit(KvTraffic().give, number, path, memory, give["patience"]))
+        assert [end.result(20) for end in ends] == [Outcome.WHOLE] * 6
+    assert taken == sent
 
 
 tables = st.integers(0, 12).flatmap(

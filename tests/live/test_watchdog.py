@@ -169,6 +169,65 @@ def test_answers_of_the_loading_thread_do_not_hide_that_steps_hang(answered: str
     assert faults == [(accused_at, "worker 0.0 (process 1) has not answered for 6 s")]
 
 
+def watched(answer_limit: float = 6.0) -> tuple[SimClock, WorkerLink, list[tuple[float, str]]]:
+    """A process that says nothing but what the test says for it; and what becomes of it."""
+    clock = SimClock()
+    link = WorkerLink(SilentProcess(), clock, answer_limit)  # type: ignore[arg-type]
+    faults: list[tuple[float, str]] = []
+    link.on_fault = lambda reason: faults.append((clock.now, reason.removeprefix("worker 0.0 (process 1) ")))
+    clock.call_at(0.0, link._hello)
+    return clock, link, faults
+
+
+def ask(clock: SimClock, link: WorkerLink, at: float, op: str, longer: float = 0.0) -> None:
+    clock.call_at(at, lambda: link.call({"op": op}, lambda _: None, longer=longer))
+
+
+@pytest.mark.parametrize(
+    ("answers", "accused_at", "limit"),
+    [
+        ((), 27.0, 26),  # the take itself hangs
+        ((25.5,), 32.5, 6),  # the load behind it
+        ((3.0,), 10.0, 6),
+        ((25.5, 31.0), 51.0, 19),  # the second take; a silence of it is seen at the end of its own limit
+        ((25.5, 31.0, 49.5), None, 0),
+    ],
+)
+def test_a_long_take_has_a_limit_of_its_own_and_those_behind_it_have_theirs_from_its_end(
+    answers: tuple[float, ...], accused_at: float | None, limit: int
+) -> None:
+    clock, link, faults = watched()
+    for op, longer in (("kv_take", 20.0), ("load", 0.0), ("kv_take", 13.0)):
+        ask(clock, link, 0.0, op, longer)
+    for number, at in enumerate(answers, start=1):
+        clock.call_at(at, link._answer, number, Reply(header={}, payload=b""))
+    clock.run()
+    link.close()
+    link.join()
+    assert faults == ([] if accused_at is None else [(accused_at, f"has not answered for {limit} s")])
+
+
+@pytest.mark.parametrize("asked_at", [0.0, 3.0, 6.0, 7.0, 40.0, 100.0])
+def test_a_step_that_hangs_beside_a_long_take_is_seen_as_soon_as_ever(asked_at: float) -> None:
+    clock, link, faults = watched()
+    ask(clock, link, 0.0, "kv_take", 200.0)
+    ask(clock, link, asked_at, "step")
+    clock.run()
+    link.join()
+    assert faults == [(asked_at + 7.0, "has not answered for 6 s")]
+
+
+def test_a_step_that_hangs_while_the_end_of_a_take_was_awaited_is_seen_in_time() -> None:
+    """The take answers in its last second."""
+    clock, link, faults = watched()
+    ask(clock, link, 0.0, "kv_take", 4.0)
+    ask(clock, link, 5.0, "step")
+    clock.call_at(10.5, link._answer, 1, Reply(header={}, payload=b""))
+    clock.run()
+    link.join()
+    assert faults == [(12.0, "has not answered for 6 s")]
+
+
 def test_control_knows_which_commands_are_carried_out_beside_steps() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
