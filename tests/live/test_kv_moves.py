@@ -203,7 +203,7 @@ def test_each_move_may_take_as_long_as_its_link_needs_for_it_and_for_those_that_
     for who in (0, 1):
         assert slow.patience(who) == pytest.approx([15.0, 25.0, 45.0])
     assert slow.longer(1) == pytest.approx([10.0, 30.0, 35.0])
-    assert slow.longer(0) == pytest.approx([10.0, 40.0, 65.0])  # it says that the other hangs before it is missed itself
+    assert slow.longer(0) == pytest.approx([10.0, 40.0, 65.0])  # it reports the other before it is missed
 
 
 def test_a_move_waits_for_none_that_is_over(fleet: FakeFleet) -> None:
