@@ -204,7 +204,11 @@ class Catalog:
     def _check_names(self, path: Path, file: PaperFile, figures: Mapping[str, Declared]) -> None:
         """What a paper owns or a topic of it holds exists, and so do its figures' experiments."""
         paper = path.parent.name
-        named = {"aliases": file.aliases, **{f"topics.{key}": names for key, names in file.topics.items()}}
+        named = {
+            "aliases": file.aliases,
+            "own": file.own,
+            **{f"topics.{key}": names for key, names in file.topics.items()},
+        }
         for key, names in named.items():
             for name in names:
                 if f"{paper}/{name}" not in figures:

@@ -33,6 +33,7 @@ def timeline(
     from aebench.catalog import Catalog
     from aebench.plotting.draw import write_canvas
     from aebench.plotting.timeline import draw
+    from aebench.point_log import placed_by
     from aebench.timeline_point import chosen_window, one_point, one_run, timeline_of
 
     log = one_run(Catalog(), what, log_path)
@@ -41,7 +42,8 @@ def timeline(
     window = chosen_window(start, end, shown)
     folder = log.folder if out is None else out / log.manifest.experiment
     stem = folder / f"timeline-{chosen.name}-{window[0]:.0f}-{window[1]:.0f}s"
-    files = write_canvas(lambda: draw(shown, window, _caption(log, chosen, shown, window)), stem)
+    with placed_by("--log-path" if out is None else "--out"):
+        files = write_canvas(lambda: draw(shown, window, _caption(log, chosen, shown, window)), stem)
     click.echo(f"{log.manifest.experiment}  {chosen.name}  {' '.join(map(str, files))}")
 
 

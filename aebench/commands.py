@@ -15,6 +15,8 @@ from aebench.choice import choose
 from aebench.claims import exit_code
 from aebench.errors import Stopped, UsageError
 from aebench.logs import RunLog
+from aebench.point_log import placed_by
+from aebench.report_json import to_json
 from aebench.run_options import RunOptions
 from aebench.runner import RunOutcome
 from aebench.workflow import Drawn, Planned
@@ -86,7 +88,7 @@ def run(names: Sequence[str], options: RunOptions, as_json: bool, say: Say, warn
         if outcome.signum:
             break
     if as_json:
-        say(reporting.to_json([figure.result for figure in everything]))
+        say(to_json([figure.result for figure in everything]))
     return code
 
 
@@ -94,7 +96,8 @@ def plot(names: Sequence[str], log_path: Path, fill: bool, out: Path | None) -> 
     """Draw again; the files written."""
     _refuse_self_fill(log_path, fill)
     drawn = workflow.judged(Catalog(), names, log_path, fill)
-    return "\n".join(f"{each.figure.figure_id}  {' '.join(map(str, workflow.draw(each, out)))}" for each in drawn)
+    with placed_by("--log-path" if out is None else "--out"):
+        return "\n".join(f"{each.figure.figure_id}  {' '.join(map(str, workflow.draw(each, out)))}" for each in drawn)
 
 
 def diff(
@@ -108,7 +111,7 @@ def diff(
     drawn = workflow.judged(catalog, names, log_path, fill)
     code = exit_code([judgement for each in drawn for judgement in each.result.judgements])
     if as_json:
-        return reporting.to_json([each.result for each in drawn]), code
+        return to_json([each.result for each in drawn]), code
     blocks = [f"{figure_text(each)}\nlog    {each.log.folder}" for each in drawn]
     if shown.get("points"):
         blocks += [_points_text(each) for each in drawn]
@@ -125,8 +128,7 @@ def diff(
 def _points_text(drawn: Drawn) -> str:
     from aebench.figure import cells
 
-    unit = drawn.figure.plot.unit
-    return reporting.point_table(cells(drawn.figure, drawn.summary, drawn.calibrated), unit)
+    return reporting.point_table(cells(drawn.figure, drawn.summary, drawn.calibrated), drawn.figure.plot)
 
 
 def _stages_text(catalog: Catalog, drawn: Drawn) -> str:

@@ -9,7 +9,7 @@ from aebench.catalog import Catalog
 from aebench.errors import LogError
 from aebench.experiment import Experiment
 from aebench.plotting.draw import draw_svg
-from aebench.point_log import disk_error, replacing
+from aebench.point_log import placed_by, replacing
 from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput, render_html
 from aebench.stages import StageRow, stage_rows
 from aebench.workflow import Drawn
@@ -30,11 +30,8 @@ def write_page(catalog: Catalog, drawn: Sequence[Drawn], log_path: Path, out: Pa
     )
     if not out.absolute().parent.is_dir():
         raise LogError(f"{out}: there is no folder {out.absolute().parent}")
-    try:
-        with replacing(out) as file:
-            file.write(render_html(page).encode())
-    except OSError as error:
-        raise disk_error(out, error) from error
+    with placed_by("--out"), replacing(out) as file:
+        file.write(render_html(page).encode())
 
 
 def _section(catalog: Catalog, drawn: Drawn) -> FigureSection:

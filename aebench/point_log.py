@@ -33,12 +33,37 @@ _HINTS = {
     errno.ENOSPC: "Free some space and run again with --resume",
     errno.ENOENT: "Create the folder, or choose another with --log-path",
 }
+"""Of a run, whose files are in the log folder."""
 
 
-def disk_error(path: Path, error: OSError) -> LogError:
-    """What the file system refused, to which path, and what to do about it."""
-    hint = _HINTS.get(error.errno or 0, "Choose another folder with --log-path")
-    return LogError(f"{path}: {error.strerror or error}. {hint}")
+class DiskError(LogError):
+    """A path that the file system refused something, and why."""
+
+    def __init__(self, path: Path, reason: str, hint: str) -> None:
+        super().__init__(f"{path}: {reason}. {hint}")
+        self.path = path
+        self.reason = reason
+        self.hint = hint
+
+    def __reduce__(self) -> tuple[type["DiskError"], tuple[Path, str, str]]:
+        return type(self), (self.path, self.reason, self.hint)
+
+
+def disk_error(path: Path, error: OSError, flag: str | None = None) -> DiskError:
+    """What the file system refused, to which path, and what to do about it: ``flag`` says where else to write, None
+    being a run that can be resumed."""
+    another = f"Choose another folder with {flag or '--log-path'}"
+    hint = _HINTS.get(error.errno or 0, another) if flag is None else another
+    return DiskError(path, error.strerror or str(error), hint)
+
+
+@contextmanager
+def placed_by(flag: str) -> Iterator[None]:
+    """Names the flag that decides where the block writes, in what the block says of the disk."""
+    try:
+        yield
+    except DiskError as error:
+        raise DiskError(error.path, error.reason, f"Choose another folder with {flag}") from error
 
 
 @contextmanager

@@ -1,25 +1,25 @@
-"""What a run found, as text and JSON: the headline, the claim table, the error of prediction.
+"""What a run found, as text: the headline, the claim table, the error of prediction.
 
-The same as a page is ``aebench.report_html``.
+The same for machines is ``aebench.report_json``, and as a page ``aebench.report_html``.
 """
 
-import json
 import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from statistics import fmean
-from typing import Any
 
 import pandas as pd
 
 from aebench.claims import Judgement, Verdict
-from aebench.figure import METRIC, Cell, Figure, IsCalibrated, Spread, cells, value_text
+from aebench.figure import METRIC, Cell, Figure, IsCalibrated, PlotSpec, Spread, cells, unit_of, value_text
 
 WIDTH = 110
 MEASURED_WIDTH = 24
 DEVIATION_WIDTH = 12
+PAPERS_CLAIMS = "what the paper says"
+OUR_CLAIMS = "our own claims (no paper printed this)"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,6 @@ class PredictionError:
     """
 
     metric: str
-    unit: str
     predicted: ErrorSummary | None
     """None: no predicted point has both values."""
     calibration: ErrorSummary | None
@@ -93,8 +92,13 @@ class FigureResult:
     prediction: PredictionError | None
     hardware: str | None = None
     """What was measured, or simulated from a profile; None: the paper's machines."""
-    says: str = "what the paper says"
-    """What the claims are, above them."""
+    is_own: bool = False
+    """No paper printed it: its claims are ours."""
+
+    @property
+    def says(self) -> str:
+        """Whose the claims are, above them."""
+        return OUR_CLAIMS if self.is_own else PAPERS_CLAIMS
 
 
 def prediction_error(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibrated) -> PredictionError | None:
@@ -105,7 +109,6 @@ def prediction_error(figure: Figure, summary: pd.DataFrame, calibrated: IsCalibr
     compared = [cell for cell in found if cell.error is not None and not cell.history]
     return PredictionError(
         metric=figure.plot.y,
-        unit=figure.plot.unit,
         predicted=_error_summary([cell for cell in compared if not cell.calibrated]),
         calibration=_error_summary([cell for cell in compared if cell.calibrated]),
         cells=found,
@@ -133,7 +136,7 @@ def headline(figure_id: str, judgements: Sequence[Judgement], backend: str, wall
     return f"{figure_id}  {finding(judgements)}   [{backend}, {duration_text(wall_seconds)}]"
 
 
-def claim_table(judgements: Sequence[Judgement], says: str = "what the paper says") -> str:
+def claim_table(judgements: Sequence[Judgement], says: str = PAPERS_CLAIMS) -> str:
     """The claims with verdict, measurement and deviation; what explains a verdict stands below it."""
     if not judgements:
         return "no claims"
@@ -151,11 +154,17 @@ def claim_table(judgements: Sequence[Judgement], says: str = "what the paper say
     return "\n".join(lines)
 
 
-def point_table(points: Sequence[Cell], unit: str) -> str:
+def unit_at(plot: PlotSpec, cell: Cell) -> str:
+    """Unit of a cell's values: of its own metric, where the figure has several."""
+    return unit_of(cell.keys[METRIC]) if METRIC in cell.keys and not plot.is_ratio else plot.unit
+
+
+def point_table(points: Sequence[Cell], plot: PlotSpec) -> str:
     """Measured and paper value of every point, in columns."""
     names = list(points[0].keys) if points else []
     rows = [[*names, "measured", "paper", "error", ""]]
     for cell in points:
+        unit = unit_at(plot, cell)
         paper = "-" if cell.paper is None else value_text(cell.paper, unit)
         measured = "-" if cell.measured is None else spread_text(cell.measured, unit)
         rows.append([*cell.keys.values(), measured, paper, signed_percent(cell.error), point_kind(cell)])
@@ -170,11 +179,6 @@ def columns(rows: Sequence[Sequence[str]], num_names: int, num_numbers: int) -> 
     return "\n".join(
         "  ".join(pad(text, width) for pad, text, width in zip(pads, row, widths, strict=True)).rstrip() for row in rows
     )
-
-
-def to_json(results: Sequence[FigureResult]) -> str:
-    """The results for machines: one object a figure, in seconds and fractions."""
-    return json.dumps({"figures": [_figure_json(result) for result in results]}, indent=2, allow_nan=False)
 
 
 def point_kind(cell: Cell) -> str:
@@ -240,56 +244,3 @@ def _wrapped(row: Sequence[str], widths: Sequence[int]) -> list[str]:
         "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip()
         for line in zip_longest(*columns, fillvalue="")
     ]
-
-
-def _figure_json(result: FigureResult) -> dict[str, Any]:
-    return {
-        "figure": result.figure_id,
-        "backend": result.backend,
-        "hardware": result.hardware,
-        "wall_seconds": result.wall_seconds,
-        "finding": finding(result.judgements),
-        "verdicts": {str(verdict): count for verdict, count in verdict_counts(result.judgements).items()},
-        "claims": [_judgement_json(judgement) for judgement in result.judgements],
-        "prediction": None if result.prediction is None else _prediction_json(result.prediction),
-    }
-
-
-def _judgement_json(judgement: Judgement) -> dict[str, str]:
-    return {
-        "claim": judgement.claim.claim_id,
-        "text": judgement.claim.text,
-        "source": judgement.claim.source,
-        "measured": judgement.measured,
-        "deviation": judgement.deviation,
-        "verdict": judgement.verdict.value,
-        "detail": judgement.detail,
-    }
-
-
-def _prediction_json(prediction: PredictionError) -> dict[str, Any]:
-    summaries = {"predicted": prediction.predicted, "calibration": prediction.calibration}
-    return {
-        "metric": prediction.metric,
-        **{name: summary and _error_json(summary) for name, summary in summaries.items()},
-        "points": [_cell_json(cell) for cell in prediction.cells],
-    }
-
-
-def _error_json(summary: ErrorSummary) -> dict[str, Any]:
-    worst = _cell_json(summary.worst)
-    return {"num_points": summary.num_points, "mape": summary.mape, "bias": summary.bias, "worst": worst}
-
-
-def _cell_json(cell: Cell) -> dict[str, Any]:
-    spread = cell.measured
-    measured = spread and {"mean": spread.mean, "low": spread.low, "high": spread.high}
-    return {
-        "keys": dict(cell.keys),
-        "measured": measured,
-        "num_seeds": spread.num_seeds if spread else 0,
-        "paper": cell.paper,
-        "error": cell.error,
-        "calibrated": cell.calibrated,
-        "history": cell.history,
-    }

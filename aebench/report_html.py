@@ -80,6 +80,17 @@ class FigureSection:
         )
 
     @property
+    def uncompared(self) -> str:
+        """Why there is no error of prediction, where there is none."""
+        if self.result.is_own:
+            return "no paper's figure"
+        if self.result.hardware is not None:
+            return "other hardware, not compared"
+        if self.figure.paper_bars is not None:
+            return "the paper's bars are of other things, not compared"
+        return "none of the paper's points is known"
+
+    @property
     def anchor(self) -> str:
         """The section's id in the page, also the prefix of the ids inside its drawing."""
         return re.sub(r"[^A-Za-z0-9]+", "-", self.title)
@@ -101,6 +112,18 @@ class ReportInput:
         return [judgement for section in self.figures for judgement in section.result.judgements]
 
     @property
+    def findings(self) -> list[str]:
+        """What is found of the papers' figures, then of those that no paper printed; what there is none of is left
+        out."""
+        found = []
+        for is_own, whose in ((False, "The papers' figures"), (True, "Our own studies, which no paper printed")):
+            sections = [section for section in self.figures if section.result.is_own is is_own]
+            judgements = [judgement for section in sections for judgement in section.result.judgements]
+            if sections:
+                found.append(f"{whose}: {report.finding(judgements)}")
+        return found or [report.finding([])]
+
+    @property
     def parameters_by_area(self) -> list[tuple[str, list[Parameter]]]:
         """The parameters under their areas, areas in the order in which they first come."""
         areas = list(dict.fromkeys(parameter.area for parameter in self.parameters))
@@ -119,6 +142,7 @@ def render_html(page: ReportInput) -> str:
     )
     environment.filters |= {
         "value": value_text,
+        "unit_at": report.unit_at,
         "spread": report.spread_text,
         "percent": report.signed_percent,
         "duration": report.duration_text,

@@ -1,5 +1,6 @@
 """Which point a timeline shows, of which run, and which stretch of its time."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,8 +51,9 @@ def one_run(catalog: Catalog, what: str | None, log_path: Path) -> RunLog:
         raise LogError(f"{log_path} has no run. Run, for example: aebench run figure7 --log-path {log_path}")
     if len(meant) > 1:
         which = f"{log_path} has runs of {len(meant)} experiments" if what is None else f"{what} is several experiments"
+        example = f"{COMMAND} {meant[0]} --log-path {shlex.quote(str(log_path))}"
         raise UsageError(
-            f"a timeline shows one run, and {which}: {', '.join(meant)}. Say which, for example: {COMMAND} {meant[0]}"
+            f"a timeline shows one run, and {which}: {', '.join(meant)}. Say which, for example: {example}"
         )
     logs = shown_runs(log_path, meant[0])
     if not logs:
@@ -79,12 +81,14 @@ def one_point(log: RunLog, text: str) -> SealedPoint:
     found = [point for point in points if all(point.keys[key] == value for key, value in wanted.items())]
     if not found:
         close = near_misses(text, [point.name for point in points])
-        raise UsageError(f"--point {text}: {log.folder} has no such point.{close} {_example(points)}")
+        raise UsageError(f"--point {text}: {log.folder} has no such point.{close} {_example(log, points)}")
     first = min(point.seed for point in found)
     found = [point for point in found if point.seed == first]
     if len(found) > 1:
         given = f"--point {text}: {len(found)} points" if text else f"{len(found)} points"
-        raise UsageError(f"a timeline shows one point, and {given} of {log.folder} could be meant. {_example(found)}")
+        raise UsageError(
+            f"a timeline shows one point, and {given} of {log.folder} could be meant. {_example(log, found)}"
+        )
     return found[0]
 
 
@@ -122,8 +126,10 @@ def _check(key: str, value: str, points: Sequence[SealedPoint], log: RunLog) -> 
         )
 
 
-def _example(points: Sequence[SealedPoint]) -> str:
-    return f"Say which, for example: {COMMAND} --point {points[0].name}"
+def _example(log: RunLog, points: Sequence[SealedPoint]) -> str:
+    """A command that draws one of the points as it stands, whichever run was meant."""
+    words = ["--log-path", str(log.folder), "--point", points[0].name]
+    return f"Say which, for example: {COMMAND} {shlex.join(words)}"
 
 
 def timeline_of(point: SealedPoint) -> Timeline:

@@ -120,8 +120,8 @@ class PaperFile(Strict):
     """Bare names for sets of this paper's figures."""
     aliases: list[str] = Field(default=[])
     """Figures of this paper that own their bare name."""
-    says: str = "what the paper says"
-    """What the claims are, above them; for a folder that no paper is behind."""
+    own: list[str] = Field(default=[])
+    """Figures that no paper printed: their claims are ours, and counted apart."""
 
 
 FileModel = TypeVar("FileModel", bound=Strict)

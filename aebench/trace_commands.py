@@ -9,6 +9,7 @@ from aebench.errors import UsageError
 from aebench.execute import deployments
 from aebench.experiment import Experiment
 from aebench.point import Point
+from aebench.point_log import placed_by
 from aebench.serverless_workload import serverless_requests
 from aebench.trace_statistics import statistics_of, statistics_table
 from aebench.workloads import timed_requests
@@ -66,7 +67,8 @@ def show(file: Path, keep_alive: Seconds, out: Path | None) -> str:
     if out is not None:
         from aebench.plotting.trace_picture import draw_trace
 
-        lines += ["", *(f"picture {path}" for path in draw_trace(rows, out.with_suffix("")))]
+        with placed_by("--out"):
+            lines += ["", *(f"picture {path}" for path in draw_trace(rows, out.with_suffix("")))]
     return "\n".join(lines)
 
 

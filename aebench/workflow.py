@@ -167,7 +167,7 @@ def judge(catalog: Catalog, declared: Declared, log: RunLog, fill: RunLog | None
         wall_seconds=log.manifest.wall_seconds,
         judgements=judgements,
         prediction=prediction_error(figure, summary, calibrated),
-        says=catalog.papers[declared.paper].says,
+        is_own=declared.name in catalog.papers[declared.paper].own,
     )
     return Drawn(
         figure=figure,

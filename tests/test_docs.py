@@ -6,8 +6,10 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from aebench.cli import cli
+from serving.records import MIGRATION_OUTCOMES
 
-DOC = Path(__file__).parent.parent / "docs" / "add-a-paper.md"
+DOCS = Path(__file__).parent.parent / "docs"
+DOC = DOCS / "add-a-paper.md"
 
 
 def test_the_paper_of_the_documents_runs_as_it_stands(tmp_path: Path) -> None:
@@ -21,3 +23,10 @@ def test_the_paper_of_the_documents_runs_as_it_stands(tmp_path: Path) -> None:
     result = CliRunner().invoke(cli, words, env={"AEBENCH_ROOT": str(tmp_path)})
     assert result.exit_code == 0, result.output
     assert "toy/figure1  2 of 2 claims pass" in result.output
+
+
+def test_every_outcome_of_a_migration_is_explained() -> None:
+    text = (DOCS / "serving.md").read_text()
+    assert [
+        outcome for outcome in MIGRATION_OUTCOMES if f"`{outcome}`" not in text and f'"{outcome}"' not in text
+    ] == []

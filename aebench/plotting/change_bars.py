@@ -1,7 +1,7 @@
 """Change bars: a row for each change of one thing, a column for each metric, a block of rows for each panel.
 
 The first row of a block is the unchanged thing. A bar reaches from there to what the change makes of the metric, as a
-ratio on a logarithmic axis; the value itself is written beside it.
+ratio on a logarithmic axis, to the left edge where it makes nothing of it; the value itself is written beside it.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
 from aebench.errors import SpecError
-from aebench.figure import METRIC, Cell, Figure, PlotSpec, unit_of, value_text
+from aebench.figure import METRIC, Cell, Figure, PlotSpec, Spread, unit_of, value_text
 from aebench.plotting import style
 from aebench.plotting.panels import Panel, panels
 
@@ -24,8 +24,16 @@ BAR_WIDTH = 0.62
 MORE, LESS = style.PALETTE[4], style.PALETTE[5]
 ROOM = 0.75
 """Beside the longest bar, for the values, as a share of what all bars take."""
+COUNTS = "num_"
+"""Begins the names of metrics that count."""
+BESIDE: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": style.SMALL}
+"""Where the text of a row is: right of a place."""
 LEAST_SPAN = 2.0
 """Doublings that a column shows at least."""
+NOTHING = 1.0
+"""Doublings by which a bar of 0 is longer than any other to the left."""
+UNDEFINED = "–"
+"""In place of a value that a point which ran does not have."""
 
 
 def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
@@ -39,23 +47,24 @@ def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     canvas = Canvas(figsize=(style.PAGE_WIDTH, EDGES + ROW_HEIGHT * sum(heights)), layout="constrained")
     axes = canvas.subplots(len(blocks), len(plot.metrics), squeeze=False, height_ratios=heights)
     for column, metric in enumerate(plot.metrics):
+        _share_axis([ratios(plot, block, metric) for block in blocks], list(axes[:, column]))
         for block, ax in zip(blocks, axes[:, column], strict=True):
             _draw_column(plot, block, metric, ax)
-        _share_axis([ratios(plot, block, metric) for block in blocks], list(axes[:, column]))
         axes[0, column].set_title(plot.label(metric))
     for block, ax in zip(blocks, axes[:, 0], strict=True):
         ax.set_yticks(range(len(block.xs)), [plot.label(x) for x in block.xs])
         ax.set_ylabel(plot.label(block.value) if plot.panel else "", fontweight="bold")
-    _legend(figure, canvas, found)
+    all_ran = all(x in _ran(plot, block) for block in blocks for x in block.xs)
+    _legend(figure, canvas, found, all_ran)
     style.caption(canvas, caption)
     return canvas
 
 
 def ratios(plot: PlotSpec, block: Panel, metric: str) -> dict[str, float]:
-    """The metric of each change / that of the first row; of those only where both are above 0."""
+    """The metric of each change / that of the first row, if that is above 0; of those that are not below 0."""
     values = {x: cell.measured.mean for x, cell in _cells(plot, block, metric).items() if cell.measured is not None}
     base = values.get(block.xs[0], 0.0)
-    return {x: value / base for x, value in values.items() if value > 0} if base > 0 else {}
+    return {x: value / base for x, value in values.items() if value >= 0} if base > 0 else {}
 
 
 def _cells(plot: PlotSpec, block: Panel, metric: str) -> dict[str, Cell]:
@@ -63,10 +72,21 @@ def _cells(plot: PlotSpec, block: Panel, metric: str) -> dict[str, Cell]:
     return {cell.keys[plot.x]: cell for cell in block.cells if cell.keys[METRIC] == metric}
 
 
+def _ran(plot: PlotSpec, block: Panel) -> set[str]:
+    """Changes of which anything was measured."""
+    return {cell.keys[plot.x] for cell in block.cells if cell.measured is not None}
+
+
 def _draw_column(plot: PlotSpec, block: Panel, metric: str, ax: Axes) -> None:
-    cells, found = _cells(plot, block, metric), ratios(plot, block, metric)
+    cells, found, ran = _cells(plot, block, metric), ratios(plot, block, metric), _ran(plot, block)
     for at, x in enumerate(block.xs):
-        _draw_row(cells.get(x), found.get(x, 1.0), unit_of(metric), at, ax)
+        cell = cells.get(x)
+        if cell is not None and cell.measured is not None:
+            _draw_row(cell, cell.measured, found.get(x, 1.0), at, ax)
+        elif x in ran:
+            ax.annotate(UNDEFINED, (1.0, at), color=style.FAINT, **BESIDE)
+        else:
+            ax.plot([1.0], [at], zorder=4, **style.ABSENT_MARK)
     ax.axvline(1.0, color=style.INK, linewidth=0.6, zorder=3)
     ax.axhline(0.5, color=style.FAINT, linewidth=0.5, linestyle=(0, (2, 2)))
     ax.set_ylim(len(block.xs) - 0.4, -0.6)
@@ -75,15 +95,12 @@ def _draw_column(plot: PlotSpec, block: Panel, metric: str, ax: Axes) -> None:
     ax.tick_params(labelsize=style.SMALL)
 
 
-def _draw_row(cell: Cell | None, ratio: float, unit: str, at: int, ax: Axes) -> None:
+def _draw_row(cell: Cell, spread: Spread, ratio: float, at: int, ax: Axes) -> None:
     """A bar from 1 to the ratio, and the value at its right end."""
-    if cell is None or cell.measured is None:
-        ax.plot([1.0], [at], zorder=4, **style.ABSENT_MARK)
-        return
-    spread, color = cell.measured, MORE if ratio > 1 else LESS
+    color = MORE if ratio > 1 else LESS
     ax.barh(
         at,
-        ratio - 1.0,
+        (ratio or ax.get_xlim()[0]) - 1.0,
         BAR_WIDTH,
         left=1.0,
         facecolor="white" if cell.history else color,
@@ -97,28 +114,35 @@ def _draw_row(cell: Cell | None, ratio: float, unit: str, at: int, ax: Axes) -> 
         ends = [max(spread.low, 0.1 * spread.mean) * ratio / spread.mean, spread.high * ratio / spread.mean]
         ax.plot(ends, [at, at], color=style.INK, linewidth=0.6, zorder=5)
         end = max(end, ends[1])
-    text = value_text(spread.mean, unit).removesuffix(" s")
-    place: dict[str, Any] = {"xytext": (2, 0), "textcoords": "offset points", "va": "center", "fontsize": style.SMALL}
-    ax.annotate(text, (end, at), **place)
+    ax.annotate(_text(cell.keys[METRIC], spread.mean), (end, at), **BESIDE)
+
+
+def _text(metric: str, value: float) -> str:
+    """The value without its unit; counts without decimals where they have none."""
+    if metric.startswith(COUNTS) and value.is_integer():
+        return f"{value:.0f}"
+    return value_text(value, unit_of(metric)).removesuffix(" s")
 
 
 def _share_axis(found: Sequence[dict[str, float]], column: Sequence[Axes]) -> None:
     """One logarithmic axis for all blocks, with room for the values; ticks at powers of 2, 4 or 16."""
-    exponents = [0.0, *(log2(ratio) for each in found for ratio in each.values())]
+    shown = [ratio for each in found for ratio in each.values()]
+    exponents = [0.0, *(log2(ratio) for ratio in shown if ratio > 0)]
     low, high = min(exponents), max(max(exponents), min(exponents) + LEAST_SPAN)
     step = 1 if high - low < 3 else 2 if high - low < 6 else 4
     ticks = [2.0**power for power in range(-24, 25) if power % step == 0 and low <= power <= high]
+    below = NOTHING if 0 in shown else 0.1
     for ax in column:
         ax.set_xscale("log", base=2)
-        ax.set_xlim(2 ** (low - 0.1), 2 ** (high + ROOM * (high - low)))
+        ax.set_xlim(2 ** (low - below), 2 ** (high + ROOM * (high - low)))
         ax.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
         ax.minorticks_off()
 
 
-def _legend(figure: Figure, canvas: Canvas, found: Sequence[Cell]) -> None:
+def _legend(figure: Figure, canvas: Canvas, found: Sequence[Cell], all_ran: bool) -> None:
     """Entries for what occurs, and for nothing else."""
     entries = [style.patch(MORE, f"more than with {figure.plot.x_label or 'the first row'}"), style.patch(LESS, "less")]
-    marks = [style.mark(style.ABSENT_MARK, "absent")] if any(cell.measured is None for cell in found) else []
+    marks = [] if all_ran else [style.mark(style.ABSENT_MARK, "absent")]
     if any(cell.history for cell in found):
         marks.append(style.history_patch())
     style.legend(canvas, entries, marks)

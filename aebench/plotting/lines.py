@@ -17,6 +17,10 @@ from aebench.plotting.panels import PANELS_PER_ROW, Panel, panel_axes, panels
 PANEL_HEIGHT = 2.1  # inches
 MARGIN_SHARE = 0.12
 """Of the x range, left free on either side."""
+ABSENT_STEP = 0.25 * MARGIN_SHARE / (1 + 2 * MARGIN_SHARE)
+"""From the marks of absent points of one series to those of the next; of the panel's width."""
+ABSENT_HEIGHT = 0.025
+"""Of these marks, above the foot of the panel; of its height."""
 TENTH_MARGIN = 0.02
 """Least distance of a fraction from the end of an axis that ends at a tenth."""
 
@@ -30,7 +34,7 @@ class Line:
     color: str
     marker: str
     shift: float
-    """Where this series' marks of absent points are, beside x."""
+    """Where this series' marks of absent points are, beside x; of the panel's width."""
 
     def places(self) -> Iterator[tuple[float, Cell | None]]:
         """Its x values with their cells."""
@@ -75,14 +79,13 @@ def lines_of(figure: Figure, panel: Panel, series: Sequence[str]) -> list[Line]:
             raise SpecError(figure.figure_id, "plot.x", message)
     at = {(cell.keys[plot.x], cell.keys[plot.series] if plot.series else ""): cell for cell in panel.cells}
     xs = sorted(panel.xs, key=float)
-    step = 0.25 * MARGIN_SHARE * _width([float(x) for x in xs])
     return [
         Line(
             xs=[float(x) for x in xs],
             cells=[at.get((x, name)) for x in xs],
             color=style.LONE_COLOR if len(series) == 1 else style.PALETTE[index % len(style.PALETTE)],
             marker=style.MARKERS[index % len(style.MARKERS)],
-            shift=(index - (len(series) - 1) / 2) * step,
+            shift=(index - (len(series) - 1) / 2) * ABSENT_STEP,
         )
         for index, name in enumerate(series)
     ]
@@ -164,11 +167,14 @@ def _draw_paper(line: Line, ax: Axes) -> None:
 
 
 def _draw_absent(line: Line, ax: Axes) -> None:
-    low, high = ax.get_ylim()
-    look = {**style.ABSENT_MARK, "markeredgecolor": line.color}
+    """Marks at the foot of the panel, whatever the scale of its axes."""
+    low, high = ax.get_xlim()
+    look = {**style.ABSENT_MARK, "markeredgecolor": line.color, "transform": ax.get_xaxis_transform()}
     for x, cell in line.places():
         if cell is None or cell.measured is None:
-            ax.plot([x + line.shift], [low + 0.025 * (high - low)], clip_on=False, zorder=4, **look)
+            is_log = ax.get_xscale() == "log"
+            at = x * (high / low) ** line.shift if is_log else x + line.shift * (high - low)
+            ax.plot([at], [ABSENT_HEIGHT], clip_on=False, zorder=4, **look)
 
 
 def legend(figure: Figure, canvas: Canvas, series: Sequence[str], found: Sequence[Cell]) -> None:

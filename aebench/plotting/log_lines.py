@@ -2,7 +2,6 @@
 where they differ by more than a factor of ten."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
@@ -29,7 +28,7 @@ def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     canvas = Canvas(figsize=(width, 0.9 + lines.PANEL_HEIGHT * rows), layout="constrained")
     is_log, span = _span(plot, found)
     for index, (panel, ax) in enumerate(zip(shown, panel_axes(canvas, len(shown), [1] * columns), strict=True)):
-        drawn = [replace(line, shift=0.0) for line in lines.lines_of(figure, panel, series)]
+        drawn = lines.lines_of(figure, panel, series)
         lines.name_axes(plot, panel, ax, span)
         _double(figure, panel, ax)
         if is_log:

@@ -13,7 +13,6 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.patheffects import Normal, Stroke
 
 from aebench.figure import Cell, Figure, PlotSpec, values_in_order
 from aebench.plotting import style
@@ -28,13 +27,11 @@ BOX_WIDTH = 0.34
 BOX_SHIFT = 0.23
 """From the middle of a group to our box on its left, and to the paper's on its right."""
 QUARTILES = (0.0, 0.25, 0.5, 0.75, 1.0)
-HALO = [Stroke(linewidth=1.9, foreground="white"), Normal()]
-"""Makes a line over dark bars readable."""
 MEAN_LINE: dict[str, Any] = {
     "color": style.INK,
     "linewidth": 1.1,
     "solid_capstyle": "butt",
-    "path_effects": HALO,
+    "path_effects": style.HALO,
 }
 MEAN_MARK: dict[str, Any] = {**style.PAPER_MARK, "marker": "D", "markersize": 2.6, "markeredgewidth": 0.6}
 

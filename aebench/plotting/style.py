@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from matplotlib.artist import Artist
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import Normal, Stroke
 
 if TYPE_CHECKING:
     from matplotlib.typing import RcKeyType
@@ -27,6 +29,10 @@ INK = "#1a1a1a"
 FAINT = "#8a8a8a"
 GRID = "#e3e3e3"
 HISTORY_HATCH = "/////"
+HALO = [Stroke(linewidth=1.9, foreground="white"), Normal()]
+"""Makes a line or a text over other things readable."""
+TEXT_LUMINANCE = 0.18
+"""Relative luminance (WCAG 2.1) up to which a colour can be read as text on white: a contrast of 4.5."""
 
 RC: "dict[RcKeyType, Any]" = {
     "font.family": "DejaVu Sans",
@@ -83,6 +89,18 @@ filled."""
 CALIBRATED_FRAME: dict[str, Any] = {**CALIBRATED_MARK, "markersize": 7.0, "markerfacecolor": "none"}
 """Around a paper's point of a line, whose shape says which series it is of."""
 WHISKER: dict[str, Any] = {"elinewidth": 0.7, "capsize": 1.6, "capthick": 0.7, "ecolor": INK}
+
+
+def text_color(color: str) -> str:
+    """The colour, as dark as it must be to write with it."""
+    red, green, blue = to_rgb(color)
+    shades = ((red * share, green * share, blue * share) for share in (1 - step / 20 for step in range(20)))
+    return next(to_hex(shade) for shade in shades if _luminance(shade) <= TEXT_LUMINANCE)
+
+
+def _luminance(rgb: Sequence[float]) -> float:
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in rgb)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def measured_point(color: str, marker: str) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Trade-off: one metric against another, a point for each value of a knob, a line a series; the paper's hollow."""
+"""Trade-off: one metric against another, a point for each value of a knob, a line a series; the paper's hollow.
+
+A measured point is named by its knob in its series' colour, above it or below it by turns of the series.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,12 +9,19 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from aebench.errors import SpecError
 from aebench.figure import METRIC, Cell, Figure, PlotSpec, values_in_order
-from aebench.plotting import lines, style
+from aebench.plotting import lines, log_lines, style
 
 HEIGHT = 3.4  # inches
+LABEL_GAP = 3.5
+"""From the middle of a point to the name above or below it, in points."""
+FOOT = 0.08
+"""Room for names below 0, as a share of what is above."""
+MARGIN = (1.4, 1.15)
+"""Room below the least value and above the greatest on a logarithmic axis, as factors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +44,31 @@ def draw(figure: Figure, found: Sequence[Cell], caption: str) -> Canvas:
     series = values_in_order(plot, plot.series, found)
     for index, name in enumerate(series):
         look = (style.PALETTE[index % len(style.PALETTE)], style.MARKERS[index % len(style.MARKERS)])
-        _draw_series(_points(plot, found, name), look, ax)
-    ax.set_ylim(bottom=0)
+        points = _points(plot, found, name)
+        _draw_series(points, look, ax)
+        _name_points(points, look[0], index % 2 == 0, ax)
+    _scale_upwards([cell for cell in found if cell.keys[METRIC] == plot.metrics[1]], ax)
     ax.set_xlabel(plot.x_label or plot.label(plot.metrics[0]))
     ax.set_ylabel(plot.y_label or plot.label(plot.metrics[1]))
     ax.grid()
     lines.legend(figure, canvas, series, found)
     style.caption(canvas, caption)
     return canvas
+
+
+def _scale_upwards(found: Sequence[Cell], ax: Axes) -> None:
+    """An axis from 0, but a logarithmic one for values that differ by more than a factor of ten."""
+    values = [cell.paper for cell in found if cell.paper is not None]
+    values += [end for cell in found if cell.measured is not None for end in (cell.measured.low, cell.measured.high)]
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if low <= 0 or high <= log_lines.DECADE * low:
+        ax.set_ylim(bottom=-FOOT * ax.get_ylim()[1])
+        return
+    ax.set_yscale("log")
+    ax.set_ylim(low / MARGIN[0], high * MARGIN[1])
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_locator(NullLocator())
 
 
 def _points(plot: PlotSpec, found: Sequence[Cell], name: str) -> list[Point]:
@@ -88,6 +115,15 @@ def _draw_measured(
         ax.errorbar([across.mean], [up.mean], xerr=xs, yerr=ys, fmt="none", zorder=3, **style.WHISKER)
     mark = style.history_point if is_history else style.measured_point
     ax.plot([across.mean], [up.mean], zorder=4, **mark(*look))
-    beside: dict[str, Any] = {"xytext": (4, 3), "textcoords": "offset points"}
-    ax.annotate(point.knob, (across.mean, up.mean), fontsize=style.SMALL, color=style.INK, **beside)
     return across.mean, up.mean
+
+
+def _name_points(points: Sequence[Point], color: str, is_above: bool, ax: Axes) -> None:
+    """The knob's value above each measured point, or below it: points of two series may lie on each other."""
+    look: dict[str, Any] = {"fontsize": style.SMALL, "color": style.text_color(color), "path_effects": style.HALO}
+    place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom" if is_above else "top"}
+    for point in points:
+        across, up = point.horizontal.measured, point.vertical.measured
+        if across is not None and up is not None:
+            offset = (0, LABEL_GAP if is_above else -LABEL_GAP)
+            ax.annotate(point.knob, (across.mean, up.mean), xytext=offset, zorder=6, **look, **place)

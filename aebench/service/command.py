@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from aebench.errors import AebenchError, UsageError
 from aebench.machine import num_devices
+from aebench.point_log import disk_error
 from aebench.service.deployment import Serving, engine_of
 from aebench.service.limits import Limits
 from aebench.service.server import Listening, bind, listen, url_of
@@ -55,12 +57,22 @@ def _knobs(settings: Sequence[str]) -> Tables:
     return knobs
 
 
+def _make_log_folder(path: Path) -> None:
+    """LogError unless files can be written there."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise disk_error(path, error, "--log-path") from error
+
+
 def _serving(options: dict[str, Any]) -> Serving:
     folder = _folder(options["folder"])
     given = {name: options[name] for name in ("max_sequences", "max_step_tokens") if options[name] is not None}
     log_path: Path | None = options["log_path"]
     if log_path is not None:
-        log_path.mkdir(parents=True, exist_ok=True)
+        _make_log_folder(log_path)
     workers = WorkerOptions(
         device=options["device"],
         num_devices=num_devices(options["device"]),

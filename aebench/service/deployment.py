@@ -1,7 +1,6 @@
 """What ``aebench serve`` serves: a checkpoint on this machine, as logical servers of one device each."""
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from aebench.errors import UsageError, near_misses
 from aebench.point_checks import check_knobs
 from aebench.service.chat_template import ChatTemplate
+from aebench.service.room import Wanted, check_room
 from aebench.service.served_model import ServedModel
 from serving.core.cluster import Deployment
 from serving.core.model import ModelSpec
@@ -24,6 +24,7 @@ from serving.live.fleet import WorkerOptions
 from serving.live.setup import LiveSetup
 from serving.live.tokenizer import put_before
 from serving.policies import SYSTEMS, configured
+from serving.policies.hydraserve import HydraServeConfig
 from serving.policies.placement import slice_size
 from serving.testbed import ServerKind, Testbed
 from serving.units import GB, Bytes, BytesPerSecond
@@ -31,6 +32,9 @@ from serving.units import GB, Bytes, BytesPerSecond
 DEFAULT_SYSTEM = "fixed_instances"
 LOCAL: BytesPerSecond = 20 * GB
 """No bottleneck: weights come from this machine."""
+UNCOUNTED: Bytes = 1e15
+"""Host memory in the accounts of policies, which reckon with a pod a worker, larger than its share of the GPU; what an
+instance really takes is compared with this machine before any starts."""
 NUM_INSTANCES = "num_instances"
 """The knob of systems that keep so many instances."""
 FLAGS = {NUM_INSTANCES: "--replicas", "num_stages": "--stages", "kv_reserve": "--kv-gb"}
@@ -77,8 +81,19 @@ def engine_of(serving: Serving) -> tuple[Engine, ServedModel]:
     needed = _needed(serving, on_device)
     if serving.starts_on_demand:  # such systems reckon with the stored size
         needed = max(needed, _needed(serving, spec))
-    system = _system(serving, needed - spec.weight_bytes)
+    system = _placeable(_system(serving, needed - spec.weight_bytes), serving, spec)
     memory = needed if not serving.starts_on_demand else slice_size(needed, 0.0)
+    check_room(
+        Wanted(
+            model=serving.name,
+            memory=memory,
+            num_stages=serving.num_stages,
+            weights=on_device.weight_bytes,
+            stored_weights=spec.weight_bytes,
+            num_devices=serving.workers.num_devices,
+        ),
+        serving.workers.device,
+    )
     deployment = Deployment(model=serving.name, spec=spec, size=spec.weight_bytes, ttft_slo=30.0, tpot_slo=1.0)
     setup = LiveSetup(
         testbed=_testbed(serving, memory, system.exclusive_gpus),
@@ -115,6 +130,23 @@ def _system(serving: Serving, kv_reserve: Bytes) -> System:
     knobs = {**serving.knobs, **{name: value for name, value in told.items() if hasattr(config, name)}}
     check_knobs(serving.system, knobs, "--set")
     return configured(serving.system, knobs)
+
+
+def _placeable(system: System, serving: Serving, spec: ModelSpec) -> System:
+    """The system, with groups of no more stages than there are servers where it always makes groups: a stage has a
+    server of its own, and a group that fits nowhere would be waited for without end."""
+    config = system.config
+    if not isinstance(config, HydraServeConfig) or config.max_pipeline_size <= serving.num_instances:
+        return system
+    is_large = config.sizing == "static" and spec.weight_bytes > config.small_model
+    if not config.parallel or not (is_large or config.sizing == "fixed"):
+        return system
+    if "max_pipeline_size" in serving.knobs:
+        raise UsageError(
+            f"--set policy.max_pipeline_size={config.max_pipeline_size}: groups of so many stages need as many "
+            f"--replicas, got {serving.num_instances}"
+        )
+    return replace(system, config=replace(config, max_pipeline_size=serving.num_instances))
 
 
 def _stages(serving: Serving, spec: ModelSpec, num_stages: int) -> tuple[range, ...]:
@@ -157,7 +189,7 @@ def _testbed(serving: Serving, memory: Bytes, exclusive: bool) -> Testbed:
         gpu="cpu" if serving.workers.device == "cpu" else "h200",
         num_gpus=1,
         gpu_memory=memory,
-        dram=float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")),
+        dram=UNCOUNTED,
         nic_rate=LOCAL,
         fetch_rate=LOCAL,
         pcie_rate=LOCAL,

@@ -5,9 +5,10 @@ costs, plus what sampling for as many sequences adds, plus a constant for each K
 attention reads. ``aebench calibrate`` measures all of it; nothing here comes from a paper.
 """
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Self
 
@@ -18,6 +19,10 @@ from serving.units import BytesPerSecond, Seconds, Tokens
 SCHEMA = 1
 DEVICES = ("cpu", "cuda")
 """What workers compute on."""
+STARTUP_RATES = ("engine_load_rate", "host_cores", "build_rate")
+"""Startup costs that things are divided by; the others are times, and jitter."""
+OPTIONAL = ("host_cores", "build_rate")
+"""Startup costs that may be None."""
 Curve = tuple[tuple[int, Seconds], ...]
 """Measured times by a count, ascending."""
 Factors = tuple[tuple[int, float], ...]
@@ -135,8 +140,6 @@ class Profile:
 
     def to_json(self) -> dict[str, Any]:
         """As a JSON object; ``from_json`` reads it back."""
-        from dataclasses import asdict
-
         return {"schema": SCHEMA, **asdict(self)}
 
     @classmethod
@@ -152,19 +155,22 @@ class Profile:
                 model=str(table["model"]),
                 measured_at=str(table["measured_at"]),
                 versions=dict(table["versions"]),
-                startup=StartupCosts(**table["startup"]),
-                fetch_rate=float(table["fetch_rate"]),
-                load_rate=float(table["load_rate"]),
+                startup=_startup(table["startup"]),
+                fetch_rate=_rate(table["fetch_rate"], "fetch_rate"),
+                load_rate=_rate(table["load_rate"], "load_rate"),
                 steps=StepTable(
-                    prefill=_curve(steps["prefill"]),
-                    decode=_curve(steps["decode"]),
-                    context=float(steps["context"]),
-                    pairs=float(steps["pairs"]),
-                    hop=float(steps["hop"]),
+                    prefill=_curve(steps["prefill"], "steps.prefill"),
+                    decode=_curve(steps["decode"], "steps.decode"),
+                    context=_time(steps["context"], "steps.context"),
+                    pairs=_time(steps["pairs"], "steps.pairs"),
+                    hop=_time(steps["hop"], "steps.hop"),
                     slowdown=tuple(map(_factors, steps["slowdown"])),
-                    beside=tuple((int(rows), _curve(factors)) for rows, factors in steps.get("beside", ())),
+                    beside=tuple(
+                        (_count(rows, "steps.beside"), _curve(factors, "steps.beside"))
+                        for rows, factors in steps.get("beside", ())
+                    ),
                 ),
-                threads=int(table.get("threads", 1)),
+                threads=_count(table.get("threads", 1), "threads"),
                 quick=bool(table.get("quick", False)),
             )
         except KeyError as error:
@@ -179,10 +185,45 @@ def _device(name: Any) -> str:
     return str(name)
 
 
-def _curve(points: Any) -> Curve:
-    return tuple((int(count), float(seconds)) for count, seconds in points)
+def _startup(table: Any) -> StartupCosts:
+    if not isinstance(table, Mapping):
+        raise ValueError(f"startup: expected an object, got {table!r}")
+    costs = StartupCosts(**table)
+    for name, value in asdict(costs).items():
+        if value is not None or name not in OPTIONAL:
+            (_rate if name in STARTUP_RATES else _time)(value, f"startup.{name}")
+    return costs
+
+
+def _rate(value: Any, key: str) -> float:
+    if not _is_finite(value) or value <= 0:
+        raise ValueError(f"{key}: expected a finite number above 0, got {value!r}")
+    return float(value)
+
+
+def _time(value: Any, key: str) -> Seconds:
+    if not _is_finite(value) or value < 0:
+        raise ValueError(f"{key}: expected a finite number of at least 0, got {value!r}")
+    return float(value)
+
+
+def _count(value: Any, key: str) -> int:
+    if not _is_finite(value) or value < 1 or value != int(value):
+        raise ValueError(f"{key}: expected a whole number of at least 1, got {value!r}")
+    return int(value)
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _curve(points: Any, key: str) -> Curve:
+    kinds = (list, tuple)  # as JSON has it, or as a point does
+    if not isinstance(points, kinds) or not all(isinstance(point, kinds) and len(point) == 2 for point in points):
+        raise ValueError(f"{key}: expected a list of pairs, got {points!r}")
+    return tuple((_count(count, key), _time(value, key)) for count, value in points)
 
 
 def _factors(entry: Any) -> Factors:
     """A number is the factor of steps of any size."""
-    return ((1, float(entry)),) if isinstance(entry, int | float) else _curve(entry)
+    return ((1, _time(entry, "steps.slowdown")),) if isinstance(entry, int | float) else _curve(entry, "steps.slowdown")

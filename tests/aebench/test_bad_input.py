@@ -7,8 +7,9 @@ import pytest
 from tests.aebench.checkout import Cases, Checkout, make_checkout
 
 PAPER_TOML: Cases = [
-    ("venue", "venu", ", venu: unknown key. Did you mean venue? Known: about, aliases, says, title, topics, venue"),
+    ("venue", "venu", ", venu: unknown key. Did you mean venue? Known: about, aliases, own, title, topics, venue"),
     ('aliases = ["figure7"', 'aliases = ["figure77"', ", aliases: there is no figures/hydraserve/figure77.toml"),
+    ('own     = ["ablation"', 'own     = ["oblation"', ", own: there is no figures/hydraserve/oblation.toml"),
     (
         'coldstart = ["figure7"',
         'coldstart = ["figure99"',

@@ -157,6 +157,23 @@ def test_plot_diff_and_report_read_what_a_run_wrote(ran: Checkout, tmp_path: Pat
     assert (tmp_path / "page.html").read_text().startswith("<!DOCTYPE html>")
 
 
+def test_what_cannot_be_written_names_the_flag_that_said_where(ran: Checkout, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    trace = tmp_path / "trace.csv"
+    trace.write_text("arrived_at,model,num_prompt_tokens,num_output_tokens\n0,a,1,1\n")
+    bad, log_path = str(tmp_path / "file" / "x"), ("--log-path", str(ran.logs))
+    timeline = ("plot", "timeline", *log_path, "--point", "pair=llama2-13b-v100,step=vllm", "--out", bad)
+    results = {
+        f"{bad}/hydraserve: Not a directory": ran.aebench("plot", *log_path, "--out", bad),
+        f"{bad}/hydraserve/breakdown: Not a directory": ran.aebench(*timeline),
+        f"{bad}: Not a directory": ran.aebench("trace", "show", str(trace), "--out", f"{bad}/picture"),
+        "/proc/page.html: ": ran.aebench("report", *log_path, "--out", "/proc/page.html"),
+    }
+    for said, result in results.items():
+        assert result.exit_code == 2 and result.stderr.startswith(f"Error: {said}")
+        assert result.stderr.endswith(". Choose another folder with --out\n")
+
+
 def test_diff_ends_with_1_when_a_claim_fails(ran: Checkout, tmp_path: Path) -> None:
     checkout = make_checkout(tmp_path)
     claims = checkout.path("figure8.claim")
@@ -166,13 +183,22 @@ def test_diff_ends_with_1_when_a_claim_fails(ran: Checkout, tmp_path: Path) -> N
     assert "\nhydraserve/figure8  0 of 1 claims pass, 1 fail" in judged.stdout
 
 
+def test_claims_of_a_figure_that_no_paper_printed_are_ours(ran: Checkout, tmp_path: Path) -> None:
+    checkout, words = make_checkout(tmp_path), ("diff", "figure8", "--log-path", str(ran.logs))
+    assert "  what the paper says\n" in checkout.aebench(*words).stdout
+    paper = checkout.path("paper.toml")
+    paper.write_text(paper.read_text().replace('own     = ["ablation"', 'own     = ["figure8"'))
+    said = checkout.aebench(*words).stdout
+    assert "  our own claims (no paper printed this)\n" in said and "what the paper says" not in said
+
+
 def test_diff_against_another_log_counts_the_points_that_differ(ran: Checkout, tmp_path: Path) -> None:
     other = make_checkout(tmp_path)
-    assert other.run("figure8", "--scale", "smoke", "--set", "workload.prompt_tokens=64").exit_code == 0
+    assert other.run("figure8", "--scale", "smoke", "--set", "workload.prompt_tokens=2048").exit_code == 0
     compared = ran.aebench("diff", "--log-path", str(ran.logs), "--against", str(other.logs))
     against = compared.stdout.rpartition("\n\n")[2].splitlines()[0]
-    start = f"hydraserve/figure8  ttft_mean against {other.newest('breakdown')}: "
-    assert against.removeprefix(start) in [f"{number} of 5 points differ" for number in range(1, 6)]
+    found = "5 of 5 points differ"
+    assert against == f"hydraserve/figure8  ttft_mean against {other.newest('breakdown')}: {found}"
     itself = ran.aebench("diff", "--log-path", str(other.logs), "--against", str(other.newest("breakdown").parents[2]))
     assert itself.stderr == f"Error: --against {other.logs} is the log path itself; give another log\n"
 

@@ -263,4 +263,4 @@ def test_laws_of_the_live_folder_are_claims_of_local_runs_only() -> None:
     declared = catalog.figures["live/ttft"]
     assert read_claims(declared).claims == ()
     assert len(read_claims(catalog.figure_in(declared, World("live", "cpu"))).claims) == 3
-    assert catalog.papers["live"].says == "what is claimed"
+    assert catalog.papers["live"].own == ["ttft", "tpot"]

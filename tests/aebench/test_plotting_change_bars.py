@@ -7,6 +7,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import Rectangle
 
@@ -41,8 +42,8 @@ def summary(seeds: int = 1) -> pd.DataFrame:
     return pd.concat([table.assign(seed=seed, prefill_p99=table["prefill_p99"] * (1 + seed)) for seed in range(seeds)])
 
 
-def canvas(found: pd.DataFrame, plot: PlotSpec = PLOT) -> Canvas:
-    figure = replace(make_figure(plot=plot), paper_points=None)
+def canvas(found: pd.DataFrame, plot: PlotSpec = PLOT, grid: tuple[dict[str, str], ...] = ()) -> Canvas:
+    figure = replace(make_figure(plot=plot), paper_points=None, grid=grid)
     with mpl.rc_context(style.RC):
         return KINDS["change_bars"](figure, cells(figure, found, never), "caption")
 
@@ -63,11 +64,44 @@ def test_a_bar_reaches_from_unchanged_to_the_ratio() -> None:
     assert axes[0].get_ylim()[0] > axes[0].get_ylim()[1]  # read from above
 
 
-def test_nothing_has_no_ratio_but_its_value() -> None:
+def test_nothing_has_a_bar_to_the_left_edge() -> None:
     axes = canvas(summary()).axes
-    assert bars(axes[1]) == [(1.0, 1.0), (1.0, 1.0), (1.0, 4.0)]
-    assert [text.get_text() for text in axes[1].texts] == ["1000", "0.00", "4000"]
-    assert [text.get_text() for text in axes[2].texts] == ["0.02", "0.02"]  # no migration, no downtime: a cross
+    for ax, ends in ((axes[1], [1.0, 4.0]), (axes[4], [1.0])):
+        edge = ax.get_xlim()[0]
+        assert bars(ax) == [(1.0, 1.0), (1.0, pytest.approx(edge)), *((1.0, end) for end in ends[1:])]
+        assert edge <= 0.5  # seen though nothing else is less
+    assert [text.get_text() for text in axes[1].texts] == ["1000", "0", "4000"]
+    assert to_hex(axes[1].patches[1].get_facecolor()) == change_bars.LESS.lower()
+
+
+def test_nothing_is_less_than_the_least_of_the_others() -> None:
+    table = summary()
+    table.loc[2, "num_migrations"] = 250
+    (_, nothing, (_, often)) = bars(canvas(table).axes[1])
+    assert often == 0.25 and nothing[1] <= often / 2
+
+
+def test_counts_are_whole_where_they_are() -> None:
+    table = pd.concat([summary(), summary().assign(seed=1)])
+    table["num_migrations"] = [3, 0, 5, 500, 0, 4, 0, 5, 501, 0]
+    axes = canvas(table).axes
+    assert [text.get_text() for text in axes[1].texts] == ["3.50", "0", "5"]
+    assert [text.get_text() for text in axes[4].texts] == ["500", "0"]
+
+
+def test_a_metric_that_a_point_has_not_is_not_absent() -> None:
+    drawn = canvas(summary())
+    assert [text.get_text() for text in drawn.axes[2].texts] == ["0.02", "–", "0.02"]  # no migration, no downtime
+    assert not [line for ax in drawn.axes for line in ax.lines if line.get_marker() == "x"]
+    assert "absent" not in [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
+def test_a_point_that_was_not_run_is_absent_in_every_column() -> None:
+    grid = tuple({"trace": "m-m", "change": change} for change in ("none", "never", "often"))
+    drawn = canvas(summary(), grid=grid)
+    crosses = [[line.get_ydata()[0] for line in ax.lines if line.get_marker() == "x"] for ax in drawn.axes]
+    assert crosses == [[3], [3], [3], [], [], []]
+    assert "absent" in [text.get_text() for text in drawn.legends[0].get_texts()]
 
 
 def test_the_panels_of_a_column_share_an_axis_that_holds_all_bars() -> None:
@@ -82,7 +116,7 @@ def test_ratios_are_those_of_means_over_seeds() -> None:
     found = cells(figure, summary(seeds=3), never)
     block = panels(PLOT, found)[0]
     assert change_bars.ratios(PLOT, block, "prefill_p99") == {"none": 1.0, "no_migration": 8.0, "often": 0.25}
-    assert change_bars.ratios(PLOT, block, "num_migrations") == {"none": 1.0, "often": 4.0}
+    assert change_bars.ratios(PLOT, block, "num_migrations") == {"none": 1.0, "no_migration": 0.0, "often": 4.0}
 
 
 def test_without_the_first_row_there_is_nothing_to_compare_with() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from matplotlib.colors import rgb_to_hsv, to_rgb
 from matplotlib.figure import Figure as Canvas
 
 from aebench.errors import SpecError
@@ -131,6 +132,37 @@ def test_one_metric_is_drawn_against_the_other_and_named_by_the_knob() -> None:
     joined = [line.get_xydata().tolist() for line in ax.lines if len(line.get_xdata()) == 2]
     assert joined == [[[10.0, 11.0], [11.0, 4.0]]] * 2  # the paper's and ours
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("instances", "prefill P99 (s)")
+
+
+@pytest.mark.parametrize(("lowest", "scale"), [(0.0, "linear"), (0.5, "log")])
+def test_names_of_points_are_in_their_series_hue_on_its_side_and_inside_the_panel(lowest: float, scale: str) -> None:
+    rows = [(5, "llumnix", 10.0, 1.0), (25, "llumnix", 11.0, 0.9), (5, "infaas++", 10.02, 1.0)]
+    rows.append((85, "infaas++", 12.0, lowest))
+    ax = trade(pd.DataFrame(rows, columns=["rate", "system", "avg_instances", "prefill_p99"]))
+    ax.figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert [text.get_text() for text in ax.texts] == ["5", "25", "5", "85"]
+    at = [ax.transData.transform(row[2:])[1] for row in rows]
+    assert boxes[0].y0 > at[0] and boxes[1].y0 > at[1]
+    assert boxes[2].y1 < at[2] and boxes[3].y1 < at[3]
+    assert not any(one.overlaps(two) for place, one in enumerate(boxes) for two in boxes[:place])
+    assert all(box.y0 >= ax.get_window_extent().y0 for box in boxes)  # also of a value of 0
+    assert ax.get_yscale() == scale
+    hues = [rgb_to_hsv(to_rgb(text.get_color()))[0] for text in ax.texts]
+    assert hues == pytest.approx([rgb_to_hsv(to_rgb(style.PALETTE[index]))[0] for index in (0, 0, 1, 1)], abs=0.01)
+    assert all(tick >= 0 for tick in ax.get_yticks() if tick >= ax.get_ylim()[0])
+
+
+@pytest.mark.parametrize("color", style.PALETTE)
+def test_text_in_a_series_colour_can_be_read_on_white(color: str) -> None:
+    assert contrast_on_white(style.text_color(color)) >= 4.5
+    assert style.text_color("#332288") == "#332288"  # dark enough already
+
+
+def contrast_on_white(color: str) -> float:
+    """Contrast ratio of WCAG 2.1."""
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(color)]
+    return 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
 
 
 def test_a_knob_that_was_not_run_is_absent_where_the_paper_has_it() -> None:

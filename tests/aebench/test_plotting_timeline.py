@@ -1,6 +1,7 @@
 """The timeline drawn, and the command that draws it: its rows, its window, and what it says to wrong names."""
 
 import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,9 +140,9 @@ def test_any_other_word_behind_plot_is_still_a_figure(idle: Checkout, tmp_path: 
          "serverlessllm"),
         (("--point", "hydraserve"), "--point hydraserve: expected KEY=VALUE,..., got 'hydraserve'"),
         (("--point", "cv=1"), "a timeline shows one point, and --point cv=1: 4 points of LOG could be meant. "
-         "Say which, for example: aebench plot timeline --point cv=1,system=hydraserve"),
+         "Say which, for example: aebench plot timeline --log-path LOG --point cv=1,system=hydraserve"),
         ((), "a timeline shows one point, and 8 points of LOG could be meant. "
-         "Say which, for example: aebench plot timeline --point cv=1,system=hydraserve"),
+         "Say which, for example: aebench plot timeline --log-path LOG --point cv=1,system=hydraserve"),
         (("--point", "cv=1,system=hydraserve,seed=4"), "--point seed=4: no point of LOG has that seed. Known: 0"),
         (("--point", POINTS, "--from", "9000"), "--from 9000: expected less than END, when the run ended"),
         (("--point", POINTS, "--from", "90", "--to", "80"), "--to 80: expected more than 90, where the window begins"),
@@ -152,6 +153,14 @@ def test_what_cannot_be_meant_is_one_message(idle: Checkout, tmp_path: Path, wor
     assert result.exit_code == 2
     short = re.sub(r"[0-9]+, when", "END, when", result.stderr.replace(str(HELLO), "LOG"))
     assert short == f"Error: {said}\n"
+
+
+def test_the_example_runs_as_it_stands(idle: Checkout, tmp_path: Path) -> None:
+    said = idle.aebench("plot", "timeline", "hydraserve/hello", "--log-path", str(ROOT / "history_logs")).stderr
+    words = shlex.split(said.partition("for example: aebench ")[2])
+    result = idle.aebench(*words, "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"hydraserve/hello  {POINTS}  ")
 
 
 def test_of_several_seeds_the_first_is_shown_unless_one_is_named(tmp_path: Path) -> None:
@@ -192,7 +201,9 @@ def test_one_end_of_the_window_gives_the_other(
 def test_a_folder_with_several_experiments_or_none_asks_which(idle: Checkout, tmp_path: Path) -> None:
     shipped = str(ROOT / "history_logs")
     several = idle.aebench("plot", "timeline", "--log-path", shipped).stderr
-    assert "has runs of " in several and several.endswith("for example: aebench plot timeline hydraserve/breakdown\n")
+    assert "has runs of " in several and several.endswith(
+        f"for example: aebench plot timeline hydraserve/breakdown --log-path {shipped}\n"
+    )
     paper = idle.aebench("plot", "timeline", "hydraserve", "--log-path", shipped).stderr
     assert paper.startswith("Error: a timeline shows one run, and hydraserve is several experiments: ")
     worlds = idle.aebench("plot", "timeline", "figure7", "--log-path", shipped).stderr

@@ -1,4 +1,4 @@
-"""Reports: the headline, the claim table, prediction errors, JSON, and the page."""
+"""Reports: the headline, the claim table, prediction errors and JSON."""
 
 import json
 import re
@@ -10,10 +10,9 @@ import pytest
 
 from aebench import claims, report
 from aebench.claims import Judgement, Verdict
-from aebench.figure import Figure, PlotSpec
-from aebench.markdown import to_html
-from aebench.plotting.draw import draw
-from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput, inline_svg, render_html
+from aebench.figure import Figure, PlotSpec, cells
+from aebench.report_html import Calibration, FigureSection, Parameter, ReportInput
+from aebench.report_json import to_json
 from aebench.run_manifest import RunManifest
 
 CLAIMS = """\
@@ -149,16 +148,35 @@ def test_without_a_run_there_is_no_error_to_state():
 
 
 def test_the_point_table_aligns_values():
-    assert report.point_table(make_prediction().cells, "s").splitlines()[:3] == [
+    assert report.point_table(make_prediction().cells, FIGURE.plot).splitlines()[:3] == [
         "model     system           measured   paper   error",
         "opt-2.7b  serverless_vllm    20.0 s  16.0 s  +25.0%  prediction",
         "opt-2.7b  hydraserve         8.80 s  8.00 s  +10.0%  calibration",
     ]
 
 
+MIXED = PlotSpec(
+    kind="line_grid", x="model", y="prefill_p99", metrics=("prefill_p99", "avg_instances"), series="system"
+)
+
+
+def mixed() -> tuple[Figure, pd.DataFrame]:
+    points = PAPER.rename(columns={"ttft_mean": "prefill_p99"}).assign(avg_instances=16.0)
+    return replace(FIGURE, plot=MIXED, paper_points=points), points.assign(seed=0)
+
+
+def test_a_point_is_in_the_unit_of_its_own_metric():
+    figure, summary = mixed()
+    lines = report.point_table(cells(figure, summary, is_calibrated), MIXED).splitlines()
+    assert lines[1].split()[:7] == ["opt-2.7b", "serverless_vllm", "prefill_p99", "16.0", "s", "16.0", "s"]
+    assert lines[5].split()[:6] == ["opt-2.7b", "serverless_vllm", "avg_instances", "16.0", "16.0", "+0.0%"]
+    ratio = replace(MIXED, is_ratio=True)
+    assert not re.search(r"\d s\b", report.point_table(cells(figure, summary, is_calibrated), ratio))
+
+
 def test_json_carries_claims_and_errors():
     result = make_page().figures[0].result
-    (figure,) = json.loads(report.to_json([result]))["figures"]
+    (figure,) = json.loads(to_json([result]))["figures"]
     assert figure["verdicts"] == {"pass": 1, "fail": 1}
     assert figure["claims"][0]["claim"] == "c1"
     assert figure["prediction"]["predicted"]["worst"]["keys"]["model"] == "opt-2.7b"
@@ -171,63 +189,3 @@ def test_json_carries_claims_and_errors():
 )
 def test_durations_read_as_a_person_says_them(seconds, text):
     assert report.duration_text(seconds) == text
-
-
-def test_the_page_needs_nothing_from_outside(tmp_path):
-    svg = draw(FIGURE, SUMMARY, tmp_path / "f", calibrated=is_calibrated, caption="c")[2].read_text()
-    html = render_html(make_page(svg))
-    assert not re.search(r"""(?:src|href)\s*=\s*["'](?!#)|@import|url\((?!#)|<script|<link""", html)
-    assert html == render_html(make_page(svg))
-
-
-def test_every_reference_in_the_page_meets_exactly_one_id(tmp_path):
-    svg = draw(FIGURE, SUMMARY, tmp_path / "f", calibrated=is_calibrated, caption="c")[2].read_text()
-    page = inline_svg(svg, "one", "first") + inline_svg(svg, "two", "second")
-    ids = re.findall(r'\bid="([^"]+)"', page)
-    assert len(ids) == len(set(ids)) > 20
-    assert set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)) and all(
-        (one or other) in ids for one, other in re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', page)
-    )
-
-
-def test_the_page_escapes_what_files_say():
-    html = render_html(make_page(judgements=judged(Verdict.FAIL, detail="<script>alert(1)</script>")))
-    assert "<script>" not in html and "&lt;script&gt;" in html
-    assert "Cold-start TTFT &lt;per model&gt;" in html
-    assert "&lt;old&gt;" in html and "<code>NIC</code> is <em>slow</em> &amp;" in html
-
-
-def test_the_page_marks_calibration_and_lists_parameters_by_area():
-    page = make_page()
-    assert [(area, len(found)) for area, found in page.parameters_by_area] == [("testbed", 2), ("GPUs", 1)]
-    html = render_html(page)
-    assert html.count('<tr class="calibration">') == 3  # its point, its error, its parameter
-    assert "with uncommitted changes" in html
-    assert "Nothing of this figure has run" in html
-
-
-def test_the_overview_may_break_the_name_of_hardware_but_not_of_a_figure():
-    page = make_page()
-    result = replace(page.figures[0].result, backend="live", hardware="2-core <CPU>")
-    html = render_html(replace(page, figures=[replace(page.figures[0], result=result)]))
-    assert '<span class="nowrap">hydraserve/figure7</span>, live, 2-core &lt;CPU&gt;</a>' in html
-
-
-def test_a_page_without_figures_renders():
-    page = ReportInput(title="Empty", log_path="logs", figures=[], parameters=[], calibrations=[])
-    assert "no claims" in render_html(page)
-
-
-def test_markdown_knows_lists_tables_and_code():
-    lists = "## A\nIntro:\n- one\n  more\n- **two**\n\n1. first\n\n"
-    text = lists + "| a | b |\n|---|--:|\n| 1 | `x*y*z` |\n\n```py\n<x>\n```\n"
-    assert to_html(text).split("\n") == [
-        "<h4>A</h4>",
-        "<p>Intro:</p>",
-        "<ul><li>one more</li><li><strong>two</strong></li></ul>",
-        "<ol><li>first</li></ol>",
-        "<table><thead><tr><th>a</th><th>b</th></tr></thead>"
-        "<tbody><tr><td>1</td><td><code>x*y*z</code></td></tr></tbody></table>",
-        "<pre><code>&lt;x&gt;",
-        "</code></pre>",
-    ]

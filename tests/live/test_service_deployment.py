@@ -1,6 +1,7 @@
 """What ``aebench serve`` makes of its flags, and how it refuses wrong ones."""
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,20 @@ pytest.importorskip("starlette", reason="needs the live extra: make test-live")
 
 from aebench.cli import Commands
 from aebench.cli_serve import serve
+from aebench.errors import UsageError
+from aebench.machine import Accelerator
+from aebench.service import room
 from aebench.service.deployment import Serving, _prefix, engine_of
+from serving.cost.profile import StepTable
 from serving.live.fleet import WorkerOptions
-from serving.units import MB
+from serving.policies import SYSTEMS
+from serving.records import Record, RequestRecord
+from serving.serve import build_control, simulated_backend
+from serving.units import GB, MB
+from tests.build import make_sequence
 from tests.live.served import tiny_model
 
+STEPS = StepTable(prefill=((1, 0.01),), decode=((1, 0.01),), context=0.0, pairs=0.0, hop=0.0, slowdown=(((1, 1.0),),))
 CLI = Commands("aebench", commands={"serve": serve})
 
 
@@ -81,6 +91,12 @@ def test_more_memory_than_positions_does_not_lengthen_the_context() -> None:
         (["--set", "policy.num_stages=a=b"], "expected --stages instead"),
         (["--stages", "5"], "cannot make 5 stages; ask for fewer: --stages"),
         (["--kv-gb", "1e-9"], "raise --kv-gb"),
+        (["--kv-gb", "1e6"], "lower --kv-gb"),
+        (["--kv-gb", "1e6", "--system", "llumnix"], "lower --kv-gb"),
+        (["--kv-gb", "1e6", "--system", "hydraserve"], "lower --kv-gb"),
+        (["--log-path", "/dev/null/logs"], "/dev/null/logs: Not a directory. Choose another folder with --log-path"),
+        (["--log-path", "/proc/logs"], "Choose another folder with --log-path"),
+        (["--log-path", "/proc"], "Choose another folder with --log-path"),
         (["--host", "no.such.host.invalid"], "give an address of this machine: --host"),
     ],
 )
@@ -97,6 +113,102 @@ def test_a_folder_without_a_checkpoint_and_a_port_in_use_are_said(tmp_path: Path
         words = ["serve", "--model", str(tiny_model()), "--port", str(taken.getsockname()[1])]
         result = CliRunner().invoke(CLI, words)
     assert result.exit_code == 2 and "already in use; choose another: --port" in result.output
+
+
+@pytest.mark.parametrize("system", [name for name in SYSTEMS if not name.endswith("cached_model")])
+@pytest.mark.parametrize(("device", "kv_memory", "num_instances"), [("cpu", 6 * GB, 1), ("cuda", 60 * GB, 5)])
+def test_what_is_not_refused_answers_a_request(
+    monkeypatch: pytest.MonkeyPatch, system: str, device: str, kv_memory: float, num_instances: int
+) -> None:
+    monkeypatch.setattr(room, "host_memory", lambda: 8 * GB)
+    monkeypatch.setattr(room, "accelerators", lambda: [Accelerator("H200", "143771 MiB")])
+    told = serving(
+        system=system, num_instances=num_instances, kv_memory=kv_memory, workers=WorkerOptions(device=device)
+    )
+    assert is_answered(told)
+
+
+def is_answered(told: Serving) -> bool:
+    """Whether the first request is answered within a minute of virtual time."""
+    setup = engine_of(told)[0].setup.served
+    clock, backend = simulated_backend(setup.testbed, 0, STEPS)
+    records: list[Record] = []
+    control = build_control(setup, backend, records.append)
+    control.start()
+    control.arrive(replace(make_sequence(10, 2).request, model="tiny"))
+    clock.run(60.0)
+    return any(isinstance(record, RequestRecord) and record.finished_at is not None for record in records)
+
+
+@pytest.mark.parametrize("num_instances", [1, 2, 3, 5])
+@pytest.mark.parametrize("knobs", [{"small_model": 1.0}, {"sizing": "fixed"}, {"sizing": "adaptive"}])
+def test_groups_have_no_more_stages_than_there_are_servers(num_instances: int, knobs: dict[str, Any]) -> None:
+    told = serving(system="hydraserve", num_instances=num_instances, knobs=knobs)
+    assert is_answered(told)
+    if "sizing" not in knobs:  # a number that is asked for is not changed
+        with pytest.raises(UsageError, match=rf"stages need as many --replicas, got {num_instances}"):
+            engine_of(replace(told, knobs={**knobs, "max_pipeline_size": num_instances + 1}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "ram", "fits"),
+    [
+        ({"kv_memory": 9 * GB}, 10 * GB, True),
+        ({"kv_memory": 9.9 * GB}, 10 * GB, False),  # with 5 % to spare, and weights
+        ({"kv_memory": 9 * GB, "system": "hydraserve"}, 10.5 * GB, True),  # 9.5 GB, in whole ones
+        ({"kv_memory": 9 * GB, "system": "hydraserve"}, 9.9 * GB, False),
+        ({"kv_memory": 9 * GB, "num_stages": 2}, 10 * GB, True),  # half of it in each
+        ({"kv_memory": 11 * GB, "num_stages": 2}, 10 * GB, False),
+        ({"kv_memory": 9 * GB, "num_instances": 4}, 10 * GB, True),  # an instance at a time is looked at
+    ],
+)
+def test_an_instance_has_to_fit_this_machine(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], ram: float, fits: bool
+) -> None:
+    monkeypatch.setattr(room, "host_memory", lambda: ram)
+    if fits:
+        engine_of(serving(**changes))
+    else:
+        with pytest.raises(UsageError, match=rf"one instance of tiny takes .* GB.*{ram / GB:.1f} GB.*lower --kv-gb"):
+            engine_of(serving(**changes))
+
+
+def test_weights_that_do_not_fit_are_not_the_caches_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "host_memory", lambda: 0.1 * MB)
+    with pytest.raises(UsageError) as refusal:
+        engine_of(serving(kv_memory=20_000))
+    assert "--kv-gb" not in str(refusal.value) and "weights" in str(refusal.value)
+
+
+@pytest.mark.parametrize("system", ["fixed_instances", "llumnix", "hydraserve", "serverless_vllm"])
+def test_kv_on_a_gpu_takes_its_memory_and_not_the_hosts(monkeypatch: pytest.MonkeyPatch, system: str) -> None:
+    monkeypatch.setattr(room, "host_memory", lambda: 16 * GB)
+    monkeypatch.setattr(room, "accelerators", lambda: [Accelerator("H200", "143771 MiB")])
+    on_gpu = serving(system=system, kv_memory=120 * GB, workers=WorkerOptions(device="cuda"))
+    engine, _ = engine_of(on_gpu)
+    kind = engine.setup.testbed.servers[0][0]
+    assert kind.gpu_memory > 120 * GB > 16 * GB
+    with pytest.raises(UsageError, match=r"takes 15\d\.\d GB of --device cuda, which has 150\.8 GB: lower --kv-gb"):
+        engine_of(replace(on_gpu, kv_memory=151 * GB))
+
+
+def test_stages_of_an_instance_share_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "accelerators", lambda: [Accelerator("A10", "23028 MiB")] * 2)
+
+    def told(num_stages: int, kv_memory: float) -> Serving:
+        workers = WorkerOptions(device="cuda", num_devices=2)
+        return serving(num_stages=num_stages, kv_memory=kv_memory, workers=workers)
+
+    for num_stages, kv_memory in ((1, 20 * GB), (2, 40 * GB), (4, 40 * GB)):
+        engine_of(told(num_stages, kv_memory))
+    for num_stages, kv_memory in ((1, 40 * GB), (2, 60 * GB), (4, 60 * GB)):
+        with pytest.raises(UsageError, match="lower --kv-gb"):
+            engine_of(told(num_stages, kv_memory))
+
+
+def test_a_driver_that_does_not_tell_a_gpus_memory_is_no_reason_to_refuse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "accelerators", lambda: [Accelerator("GB10", "[N/A]")])
+    engine_of(serving(kv_memory=500 * GB, workers=WorkerOptions(device="cuda")))
 
 
 def test_texts_begin_with_what_the_tokenizer_puts_before_them(tmp_path: Path) -> None:

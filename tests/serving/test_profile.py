@@ -1,6 +1,8 @@
 """Measured profiles: interpolation by hand, and what the simulator makes of shared cores and busy neighbours."""
 
 import json
+import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -236,9 +238,62 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(steps={"beside": [[4, [[1, 1.2]]], [1, [[1, 1.2]]]]}), "steps.beside: expected counts that ascend"),
         (broken(steps={"beside": [[1, [[1, 0.9]]]]}), "steps.beside: expected factors of at least 1"),
         (broken(steps={"beside": [[1, []]]}), "steps.beside: expected counts that ascend"),
-        (broken(fetch_rate="fast"), "could not convert string to float"),
+        (broken(fetch_rate="fast"), "fetch_rate: expected a finite number above 0, got 'fast'"),
+        (broken(threads=0), "threads: expected a whole number of at least 1, got 0"),
+        (broken(threads="two"), "threads: expected a whole number of at least 1, got 'two'"),
+        (broken(steps={"prefill": 3}), "steps.prefill: expected a list of pairs, got 3"),
+        (broken(steps={"prefill": [[1, 0.1, 2]]}), "steps.prefill: expected a list of pairs"),
+        (broken(steps={"prefill": [[1.5, 0.1]]}), "steps.prefill: expected a whole number of at least 1, got 1.5"),
+        (broken(startup={**PROFILE.to_json()["startup"], "speed": 1}), "unexpected keyword argument 'speed'"),
+        (broken(startup=3), "startup: expected an object, got 3"),
     ],
 )
 def test_a_damaged_profile_is_refused_with_its_key(table: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Profile.from_json(table)
+
+
+NOT_NUMBERS = [math.nan, math.inf, -math.inf, -1.0, "2", None, True, [1.0]]
+RATES = ["fetch_rate", "load_rate", "startup.engine_load_rate"]
+OPTIONAL_RATES = ["startup.host_cores", "startup.build_rate"]
+TIMES = [f"startup.{name}" for name in ("container", "libraries", "context", "engine", "first_step", "jitter")]
+TIMES += [f"steps.{name}" for name in ("context", "pairs", "hop")]
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The profile with one number replaced."""
+    table = broken()
+    *tables, last = key.split(".")
+    inner = table
+    for name in tables:
+        inner = inner[name]
+    inner[last] = value
+    return table
+
+
+@pytest.mark.parametrize("value", [*NOT_NUMBERS, 0, 0.0])
+@pytest.mark.parametrize("key", [*RATES, *OPTIONAL_RATES])
+def test_a_rate_is_finite_and_above_zero(key: str, value: Any) -> None:
+    if value is None and key in OPTIONAL_RATES:
+        assert Profile.from_json(changed(key, None)).startup == replace(
+            PROFILE.startup, **{key.partition(".")[2]: None}
+        )
+        return
+    with pytest.raises(ValueError, match=re.escape(f"{key}: expected a finite number above 0, got {value!r}")):
+        Profile.from_json(changed(key, value))
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS)
+@pytest.mark.parametrize("key", TIMES)
+def test_a_time_is_finite_and_not_below_zero(key: str, value: Any) -> None:
+    Profile.from_json(changed(key, 0))
+    with pytest.raises(ValueError, match=re.escape(f"{key}: expected a finite number of at least 0, got {value!r}")):
+        Profile.from_json(changed(key, value))
+
+
+@pytest.mark.parametrize("value", NOT_NUMBERS)
+@pytest.mark.parametrize("name", ["prefill", "decode", "slowdown", "beside"])
+def test_curves_hold_finite_numbers(name: str, value: Any) -> None:
+    curves = {"slowdown": [[[1, value]]], "beside": [[1, [[1, value]]]]}
+    with pytest.raises(ValueError, match=f"steps.{name}: expected"):
+        Profile.from_json(broken(steps={name: curves.get(name, [[1, value]])}))

@@ -94,7 +94,7 @@ def _building(whole: Seconds, found: Measurements) -> tuple[Seconds, BytesPerSec
         return whole, None
     weights, took = found.stage_engine
     per_byte = min((whole - took) / (found.weights - weights), whole / found.weights)
-    return (whole - per_byte * found.weights, 1 / per_byte) if per_byte > 0 else (whole, None)
+    return (max(0.0, whole - per_byte * found.weights), 1 / per_byte) if per_byte > 0 else (whole, None)
 
 
 def _cores(found: Measurements, num_cores: int) -> float:
