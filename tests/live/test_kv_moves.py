@@ -64,7 +64,7 @@ class FakeFleet(Fleet):
 
     def __init__(self, answer_limit: float = 30.0, dtype: str | None = None) -> None:
         options = WorkerOptions(answer_limit=answer_limit, dtype=dtype)
-        super().__init__(SimClock(), options, Path("/tmp/kv"), Recording())
+        super().__init__(SimClock(), options, Path("kv"), Recording())
         self.cluster = make_cluster()
         servers = self.cluster.inventory.servers
         self.instances = [self._instance(number, server) for number, server in enumerate(servers[:2])]
@@ -103,7 +103,7 @@ def test_each_process_is_told_its_own_blocks(fleet: FakeFleet) -> None:
     giver, taker = fleet.fakes
     both = {"move": 0, "num_stages": 1, "layers": [0, 32], "patience": 15.0}
     rate = min(fleet.ends[0].server.uplink.capacity, fleet.ends[1].server.downlink.capacity)
-    assert giver.told == [{"op": "kv_give", "blocks": [5, 6], "to": "/tmp/kv-71.kv", **both}]
+    assert giver.told == [{"op": "kv_give", "blocks": [5, 6], "to": "kv-71.kv", **both}]
     assert taker.told == [{"op": "kv_take", "blocks": [1, 9], "rate": rate, **both}]
 
 
