@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -29,8 +30,8 @@ def drawn(summary: pd.DataFrame, folder: str, plot: PlotSpec = PLOT) -> Drawn:
     figure = replace(make_figure(plot=plot), paper_points=None, view=View(table_keys=("rate",), metrics=COLUMNS[2:]))
     manifest = RunManifest(experiment="toy/load", spec={}, seeds=(0,), backend="sim", grid_keys=("rate",))
     result = FigureResult(figure_id="toy/f", backend="sim", wall_seconds=1.0, judgements=(), prediction=None)
-    log = SimpleNamespace(manifest=manifest, folder=Path(folder))
-    return Drawn(figure=figure, result=result, log=log, summary=summary, calibrated=never, caption="")  # type: ignore
+    log: Any = SimpleNamespace(manifest=manifest, folder=Path(folder))
+    return Drawn(figure=figure, result=result, log=log, summary=summary, calibrated=never, caption="")
 
 
 def compared(here: pd.DataFrame, there: pd.DataFrame, plot: PlotSpec = PLOT) -> list[str]:

@@ -18,9 +18,9 @@ def fleet(threads: int, gpus: list[Any], processes: list[tuple[Any, object]], de
     """Instances of one worker each, on (gpu, process)."""
     made = Fleet(RealClock(), WorkerOptions(device=device, threads=threads), Path("unused"))
     instances = [SimpleNamespace(workers=(SimpleNamespace(gpu=gpu, process=process),)) for gpu, process in processes]
-    made.cluster = SimpleNamespace(  # type: ignore[assignment]
-        servers=[SimpleNamespace(gpus=gpus[:1]), SimpleNamespace(gpus=gpus[1:])], instances=instances
-    )
+    servers = [SimpleNamespace(gpus=gpus[:1]), SimpleNamespace(gpus=gpus[1:])]
+    cluster: Any = SimpleNamespace(servers=servers, instances=instances)
+    made.cluster = cluster
     return made
 
 
